@@ -1,0 +1,137 @@
+"""Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no file but by `save_figure`.
+
+Sizes are print sizes: a text column is 3.4 in wide, a page 7.0 in; text is 7 to 9 pt.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+COLUMN, PAGE = 3.4, 7.0  # inches
+# a reader with red-green blindness, or a grey printer, still tells these apart: they differ in lightness and marker too
+COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
+DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)  # red shallow to blue deep, dark throughout
+
+
+def paper_style() -> None:
+    """Set matplotlib's defaults for print: call once at the top of a notebook."""
+    sns.set_theme(context="paper", style="ticks", font_scale=0.9)
+    mpl.rcParams |= {
+        "figure.dpi": 120, "savefig.dpi": 300, "savefig.bbox": "tight", "pdf.fonttype": 42, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.labelsize": 8, "xtick.labelsize": 7,
+        "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
+    }  # fmt: skip
+
+
+def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str) -> None:
+    """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an unchanged file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def caption(figure: Figure, text: str) -> None:
+    """A caption under the figure, wrapped at its width: n, seeds, and what was measured."""
+    import textwrap
+
+    width = int(figure.get_figwidth() * 19)
+    figure.text(0.0, -0.02, textwrap.fill(text, width), ha="left", va="top", fontsize=7, color="#333333")
+
+
+def plot_activations(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Figure 3: relative activation of each block against time step, for one side; red shallow to blue deep.
+
+    `table` as `analysis.activations.measure` gives it, one model, process, side, part and scalar statistic. Each block is
+    min-max normalised over its time steps.
+    """
+    ax = ax or plt.gca()
+    blocks = table.sort_values("depth")["block"].unique()
+    for order, block in enumerate(blocks):
+        rows = table[table["block"] == block].sort_values("step")
+        spread = rows["value"].max() - rows["value"].min()
+        relative = (rows["value"] - rows["value"].min()) / (spread or 1)
+        color = DEPTH(order / max(len(blocks) - 1, 1))
+        ax.plot(rows["step"] + 1, relative, color=color, marker="o", markersize=2.2, label=block)
+    steps = table.drop_duplicates("step").sort_values("step")
+    shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))]
+    ax.set_xticks(
+        shown["step"] + 1, [f"{step + 1}\n{sigma:.2g}" for step, sigma in zip(shown["step"], shown["sigma"], strict=True)]
+    )
+    ax.set(xlabel=r"time step (noise to image); below it, $\sigma$", ylabel="relative activation (min-max)", ylim=(-0.04, 1.04))
+    return ax
+
+
+def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Figure 2: abs-FD and rel-FD against x, with Spearman's correlation of each in the legend.
+
+    `table` as `analysis.experiments.distances` gives it; lines join means over seed ranges, bars span them.
+    """
+    ax = ax or plt.gca()
+    for kind, marker in (("abs", "o"), ("rel", "s")):
+        rows = table[table["kind"] == kind]
+        means, span = _means(rows, "x")
+        text = rf"{kind}-FD, Spearman $\rho$ = {rows['spearman'].iloc[0]:+.2f}"
+        ax.errorbar(means.index, means, yerr=span, color=COLORS[kind], marker=marker, capsize=2, label=text)
+    ax.set(xscale="log", ylabel=table["metric"].iloc[0])
+    ax.set_ylim(0, None)
+    ax.xaxis.set_major_locator(FixedLocator(np.sort(table["x"].unique())))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.legend()
+    return ax
+
+
+def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Figure 4: FD against training images, a line per `run` from its log, an open symbol where it was measured live.
+
+    Columns images, distance, run, metric, and source (log or live).
+    """
+    ax = ax or plt.gca()
+    palette = sns.color_palette("colorblind")
+    for (run, rows), marker, color in zip(table.groupby("run", sort=False), "osD^v", palette, strict=False):
+        logged = rows[rows["source"] == "log"]
+        ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
+        means, span = _means(rows[rows["source"] == "live"], "images")
+        style = {"markerfacecolor": "white", "markersize": 7, "zorder": 3, "linestyle": "none", "capsize": 2}
+        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker, **style)
+    ax.set(yscale="log", xlabel="training images (thousands)", ylabel=table["metric"].iloc[0])
+    return ax
+
+
+def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, list[pd.Series]]:
+    """Mean distance at each x, and its distances to minimum and maximum."""
+    found = rows.groupby(x)["distance"].agg(["mean", "min", "max"])
+    return found["mean"], [found["mean"] - found["min"], found["max"] - found["mean"]]
+
+
+def plot_activations_page(table: pd.DataFrame) -> Figure:
+    """Figure 3 for one model: encoder and decoder side by side, one row of panels per process and part.
+
+    Statistics with an index (channels, bands) are averaged over it; the table keeps them apart.
+    """
+    keys = ["process", "part"]
+    rows = list(table[keys].drop_duplicates().itertuples(index=False))
+    figure, axes = plt.subplots(len(rows), 2, figsize=(PAGE, 2.6 * len(rows)), squeeze=False, layout="constrained")
+    for row, (process, part) in zip(axes, rows, strict=True):
+        for ax, side in zip(row, ("encoder", "decoder"), strict=True):
+            chosen = table[(table["process"] == process) & (table["part"] == part) & (table["side"] == side)]
+            if chosen.empty:
+                ax.set_axis_off()
+                continue
+            means = chosen.groupby(["block", "depth", "step", "sigma"], as_index=False)["value"].mean()
+            plot_activations(means, ax=ax)
+            ax.set_title(f"{side}, {process}" + ("" if part == "conv1" else f", {part}"), loc="left")
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, shallow first", title_fontsize=7)
+    first = table.iloc[0]
+    caption(figure, f"{first['model']}: {first['statistic']} of each block's last convolution, mean over n = {first['n']} images "
+                    f"(sampling: seeds 0 to {first['n'] - 1}), min-max normalised over time steps for each block.")  # fmt: skip
+    return figure

@@ -1,0 +1,95 @@
+"""Frozen feature networks with four taps, from fine to coarse, for the projected discriminator.
+
+A backbone maps images (N,C,H,W) in [-1,1] to four maps and declares `tap_channels` and `tap_sizes`. The desk profile's is a
+small digits classifier trained by `train_classifier`; it never grades its own work (see analysis/features.py).
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gdd.checkpoint import read_tensors
+from gdd.data import to_float
+
+
+def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+        nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
+class DigitsBackbone(nn.Module):
+    """VGG-like classifier of 8x8 digits; taps at 8, 4, 2 and 1 pixels."""
+
+    tap_channels = (32, 64, 96, 128)
+    tap_sizes = (8, 4, 2, 1)
+
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        widths = (1, *self.tap_channels)
+        self.stages = nn.ModuleList(_stage(a, b, 1 if a == 1 else 2) for a, b in pairwise(widths))
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        taps = []
+        for stage in self.stages:
+            x = stage(x)
+            taps.append(x)
+        return taps
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Class logits (N,10)."""
+        return self.classifier(self(x)[-1].flatten(1))
+
+
+def tap_distance(backbone: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS-like distance (N,): per tap, squared difference of channel-normalised features, averaged over pixels, summed."""
+    distance = torch.zeros(len(a), device=a.device)
+    for tap_a, tap_b in zip(backbone(a), backbone(b), strict=True):
+        difference = F.normalize(tap_a, dim=1, eps=1e-6) - F.normalize(tap_b, dim=1, eps=1e-6)
+        distance = distance + difference.square().sum(dim=1).mean(dim=(1, 2))
+    return distance
+
+
+def train_classifier(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, seed: int, batch_size: int = 128,
+                     lr: float = 2e-3, holdout: int = 5) -> float:  # fmt: skip
+    """Train `network.classify` in place, leave it frozen in eval mode, return its accuracy on every `holdout`-th image.
+
+    Images uint8 (N,C,H,W), shifted by up to a pixel as augmentation, lr decayed to zero by a cosine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x, held = to_float(images), torch.arange(len(images)) % holdout == 0
+    train_x, train_y = x[~held], labels[~held]
+    steps = epochs * (len(train_x) // batch_size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    network.requires_grad_(True).train()
+    for _ in range(steps):
+        picked = torch.randint(len(train_x), (batch_size,), generator=generator)
+        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        batch = F.pad(train_x[picked], (1, 1, 1, 1), value=-1.0)
+        batch = batch.roll(shift, dims=(2, 3))[:, :, 1:-1, 1:-1]
+        loss = F.cross_entropy(network.classify(batch), train_y[picked], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.eval().requires_grad_(False)
+    with torch.no_grad():
+        return float((network.classify(x[held]).argmax(1) == labels[held]).float().mean())
+
+
+def load_digits_backbone(path: Path | str) -> DigitsBackbone:
+    """A trained digits backbone from its file, frozen, in eval mode."""
+    tensors, _ = read_tensors(path)
+    backbone = DigitsBackbone()
+    backbone.load_state_dict({name: tensor.to(backbone.state_dict()[name].dtype) for name, tensor in tensors.items()})
+    return backbone.eval().requires_grad_(False)

@@ -1,0 +1,169 @@
+"""Weights on disk: safetensors with a JSON config inside; no file can run code, and none is ever half-written.
+
+A run file holds one denoiser, its network config, and what made it. A file may hold only the tensors that differ from
+a `base` file beside it: a GDD-I generator is its teacher and a fifth of the weights. `save_state` keeps a whole training
+state for resuming.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gdd.denoiser import Denoiser
+
+FORMAT = "gdd-1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new one. Leaves nothing behind on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def digest(path: Path | str) -> str:
+    """First 16 hex digits of the file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def digest_of(*parts: Any) -> str:
+    """12 hex digits that name JSON-able values: the address of a config."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Tensors and JSON-able metadata as one safetensors file."""
+    text = {"format": FORMAT} | {key: json.dumps(value) for key, value in metadata.items()}
+    write_atomically(Path(path), save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, text))
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata of a file of ours. Raises FileNotFoundError, or ValueError saying what the file is."""
+    with _open(path) as file:
+        return _metadata(file, path)
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, metadata)` of a file of ours; errors as `read_metadata`."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file, path)  # noqa: SIM118
+
+
+def _open(path: Path | str):
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist" if not path.exists() else f"checkpoint {path} is a folder")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors checkpoint but {_kind(path)} ({error})") from None
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "an empty file"
+    if head.startswith((b"\x80", b"PK")):
+        return "a pickle or zip archive, which is never opened here"
+    if head.isascii() and all(chr(byte).isprintable() or chr(byte).isspace() for byte in head):
+        return "a text file"
+    return "a damaged or foreign file"
+
+
+def _metadata(file, path: Path | str) -> dict[str, Any]:
+    raw = file.metadata() or {}
+    if raw.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file of another program: its metadata lacks format {FORMAT}")
+    return {key: json.loads(value) for key, value in raw.items() if key != "format"}
+
+
+def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | None = None, dtype: torch.dtype = torch.float32,
+                  **metadata: Any) -> None:  # fmt: skip
+    """Write a denoiser with its config; with `base`, a file in the same folder, only the tensors that differ from it."""
+    tensors = {name: tensor.to(dtype) for name, tensor in denoiser.state_dict().items()}
+    if base is not None:
+        kept, _ = read_tensors(base)
+        tensors = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor.cpu(), kept[name])}
+        metadata |= {"base": Path(base).name, "base_digest": digest(base)}
+    config = {k: "Infinity" if v == float("inf") else v for k, v in denoiser.config.items()}
+    write_tensors(path, tensors, {"network": config, "epsilon": denoiser.epsilon} | metadata)
+
+
+def load(path: Path | str) -> Denoiser:
+    """The denoiser of a run file, float32, frozen, in eval mode."""
+    return load_with_metadata(path)[0]
+
+
+def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
+    """`(denoiser, metadata)`; raises FileNotFoundError or ValueError with what is wrong with the file."""
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if "network" not in metadata:
+        raise ValueError(f"{path} holds {metadata.get('kind', 'no denoiser')}, not a denoiser")
+    if "base" in metadata:
+        base = path.with_name(metadata["base"])
+        if not base.is_file() or digest(base) != metadata["base_digest"]:
+            raise ValueError(
+                f"{path} needs {base} with digest {metadata['base_digest']} beside it; it is missing or another file"
+            )
+        tensors = read_tensors(base)[0] | tensors
+    config = {k: float("inf") if v == "Infinity" else v for k, v in metadata["network"].items()}
+    denoiser = Denoiser.from_config(config, epsilon=metadata["epsilon"])
+    wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))
+        raise ValueError(f"{path} does not fit its own config: {len(odd)} tensors differ, first {odd[0][0]} {list(odd[0][1])}")
+    denoiser.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
+    return denoiser.eval().requires_grad_(False), metadata
+
+
+def save_state(path: Path | str, state, **metadata: Any) -> None:
+    """A whole `TrainState`, float32: generator, EMA, discriminator, both optimizers, images seen."""
+    tensors = {f"{part}.{name}": t for part, module in _modules(state).items() for name, t in module.state_dict().items()}
+    for part, optimizer in _optimizers(state).items():
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"{part}.{index}.{slot}": value for slot, value in slots.items()}
+    write_tensors(path, {k: t.clone() for k, t in tensors.items()}, {"images_seen": state.images_seen} | metadata)
+
+
+def load_state(path: Path | str, state) -> dict[str, Any]:
+    """Fill a fresh `TrainState` of the same config with what `save_state` wrote; returns the metadata."""
+    tensors, metadata = read_tensors(path)
+    for part, module in _modules(state).items():
+        module.load_state_dict({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
+    for part, optimizer in _optimizers(state).items():
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(f"{part}."):
+                _, index, slot = key.split(".")
+                slots.setdefault(int(index), {})[slot] = tensor
+        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    state.images_seen = metadata["images_seen"]
+    return metadata
+
+
+def _modules(state) -> dict[str, torch.nn.Module]:
+    modules = {"generator": state.generator, "ema": state.ema, "discriminator": state.discriminator}
+    return {name: module for name, module in modules.items() if module is not None}
+
+
+def _optimizers(state) -> dict[str, torch.optim.Optimizer]:
+    optimizers = {"optimizer": state.optimizer, "d_optimizer": state.d_optimizer}
+    return {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None}

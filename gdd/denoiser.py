@@ -1,0 +1,101 @@
+"""Denoiser D(x; sigma): a UNet behind EDM's preconditioning, or behind the one-step generator's boundary.
+
+Both are one formula. With epsilon = 0 it is EDM's (Karras et al. 2022, table 1); with epsilon = 0.002 it is the
+consistency boundary the generator is trained with, which returns its input unchanged at sigma = epsilon.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdd.unet import NETWORKS
+
+GENERATOR_EPSILON = 0.002
+PRECOND_ARGUMENTS = {
+    "img_resolution",
+    "img_channels",
+    "label_dim",
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "model_type",
+}
+
+
+def scalings(sigma: Tensor, sigma_data: float, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`(c_skip, c_out, c_in, c_noise)`, each shaped like `sigma`; METHOD: EDM table 1 shifted by `epsilon`."""
+    shifted, total = sigma - epsilon, (sigma**2 + sigma_data**2).sqrt()
+    c_skip = sigma_data**2 / (shifted**2 + sigma_data**2)
+    c_out = shifted * sigma_data / total
+    c_in = 1 / total
+    c_noise = sigma.log() / 4
+    return c_skip, c_out, c_in, c_noise
+
+
+class Denoiser(nn.Module):
+    """`denoise(x, sigma, labels=None) -> x0_hat`, images (N,C,H,W) in [-1,1], sigma (N,) or () in image units.
+
+    `config` holds EDMPrecond's keyword arguments and rebuilds the same network by `Denoiser.from_config(config)`.
+    """
+
+    def __init__(self, model: nn.Module, config: Mapping[str, Any], *, epsilon: float = 0.0):
+        super().__init__()
+        self.model, self.config, self.epsilon = model, dict(config), epsilon
+        self.resolution, self.channels = config["img_resolution"], config["img_channels"]
+        self.label_dim = config.get("label_dim", 0)
+        self.sigma_data = config.get("sigma_data", 0.5)
+        self.sigma_min, self.sigma_max = config.get("sigma_min", 0.0), config.get("sigma_max", float("inf"))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, epsilon: float = 0.0) -> "Denoiser":
+        """Build from EDMPrecond's keyword arguments. Raises ValueError naming a missing, unknown or wrong one."""
+        if missing := {"img_resolution", "img_channels"} - config.keys():
+            raise ValueError(f"network config lacks {', '.join(sorted(missing))}")
+        model_type = config.get("model_type", "DhariwalUNet")
+        if model_type not in NETWORKS:
+            raise ValueError(f"model_type must be one of {', '.join(NETWORKS)}; got {model_type!r}")
+        network = NETWORKS[model_type]
+        options = {key: value for key, value in config.items() if key not in PRECOND_ARGUMENTS}
+        if unknown := options.keys() - inspect.signature(network).parameters.keys():
+            raise ValueError(f"{model_type} does not take {', '.join(sorted(unknown))}")
+        channels = config["img_channels"]
+        model = network(config["img_resolution"], channels, channels, label_dim=config.get("label_dim", 0), **options)
+        return cls(model, config, epsilon=epsilon)
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, *,
+                target_sigma: Tensor | float | None = None, augment_labels: Tensor | None = None) -> Tensor:  # fmt: skip
+        """The clean image x0_hat (N,C,H,W); with `target_sigma`, the Euler jump from `sigma` to it along (x - x0_hat)/sigma.
+
+        `labels` are one-hot (N,label_dim), or indices (N,); a conditional network without labels gets zeros.
+        Computed in float32 whatever the dtype of `x`, as EDM does; the result is float32.
+        """
+        x = x.to(torch.float32)
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))  # (N,)
+        c_skip, c_out, c_in, c_noise = (c.view(-1, 1, 1, 1) for c in scalings(sigma, self.sigma_data, self.epsilon))
+        output = self.model(c_in * x, c_noise.flatten(), class_labels=self._one_hot(labels, x), augment_labels=augment_labels)
+        x0_hat = c_skip * x + c_out * output.to(torch.float32)
+        if target_sigma is None:
+            return x0_hat
+        ratio = (torch.as_tensor(target_sigma, dtype=torch.float32, device=x.device).expand(len(x)) / sigma).view(-1, 1, 1, 1)
+        return ratio * x + (1 - ratio) * x0_hat
+
+    def _one_hot(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
+        if not self.label_dim:
+            return None
+        if labels is None:
+            return torch.zeros(len(x), self.label_dim, device=x.device)
+        if labels.ndim == 1:
+            labels = nn.functional.one_hot(labels.long(), self.label_dim)
+        return labels.to(torch.float32).reshape(-1, self.label_dim)
+
+    def copy(self, *, epsilon: float | None = None) -> "Denoiser":
+        """An independent copy; `epsilon = GENERATOR_EPSILON` makes a one-step generator's start of a teacher."""
+        return Denoiser(copy.deepcopy(self.model), self.config, epsilon=self.epsilon if epsilon is None else epsilon)
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,83 @@
+"""Projected discriminator (Sauer et al. 2021, arXiv:2111.01007): frozen backbone -> fixed random mixing -> trained heads."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+# trained head width at each nominal map size (METHOD section 4)
+HEAD_WIDTHS = {64: 64, 32: 128, 16: 256, 8: 512}
+
+
+class RandomProjection(nn.Module):
+    """Cross-channel then cross-scale mixing by 1x1 convolutions that are drawn once and never trained.
+
+    Four taps, fine to coarse, in; four maps out, fine to coarse, each twice its tap's size, with
+    `(c0, c0, c1, c2)` channels for `channels = (c0, c1, c2, c3)`.
+    """
+
+    def __init__(self, tap_channels: Sequence[int], channels: Sequence[int]):
+        super().__init__()
+        self.out_channels = (channels[0], *channels[:-1])
+        self.across_channels = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(tap_channels, channels, strict=True))
+        self.across_scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(channels, self.out_channels, strict=True))
+        for conv in (*self.across_channels, *self.across_scales):
+            nn.init.kaiming_normal_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        self.requires_grad_(False)
+
+    def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
+        mixed = [conv(tap) for conv, tap in zip(self.across_channels, taps, strict=True)]
+        maps: list[Tensor] = []
+        x = None
+        for features, conv in zip(reversed(mixed), reversed(self.across_scales), strict=True):
+            x = features if x is None else x + features
+            x = conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+            maps.insert(0, x)
+        return maps
+
+
+def _head(in_channels: int, size: int, widths: Mapping[int, int]) -> nn.Sequential:
+    """Stride-2 convolutions down to the smallest size in `widths`, then one convolution to a map of logits."""
+    layers: list[nn.Module] = []
+    channels, smallest = in_channels, min(widths)
+    while size > smallest:
+        size //= 2
+        layers += [spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1, bias=False)), nn.BatchNorm2d(widths[size])]
+        layers += [nn.LeakyReLU(0.2)]
+        channels = widths[size]
+    kernel = min(4, size)
+    return nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels, 1, kernel, bias=False)), nn.Flatten())
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Images (N,C,H,W) in [-1,1] -> one tensor of logits (N,L) per backbone.
+
+    The backbones stay frozen and in eval mode whatever `train()` is asked for.
+    """
+
+    def __init__(self, backbones: Sequence[nn.Module], *, channels: Sequence[int] = (64, 128, 256, 512),
+                 head_widths: Mapping[int, int] = HEAD_WIDTHS):  # fmt: skip
+        super().__init__()
+        self.backbones = nn.ModuleList(backbones).requires_grad_(False)
+        self.projections = nn.ModuleList(RandomProjection(b.tap_channels, channels) for b in backbones)
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                _head(c, 2 * size, head_widths) for c, size in zip(projection.out_channels, backbone.tap_sizes, strict=True)
+            )
+            for backbone, projection in zip(backbones, self.projections, strict=True)
+        )
+
+    def train(self, mode: bool = True) -> "ProjectedDiscriminator":
+        super().train(mode)
+        self.backbones.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        logits = []
+        for backbone, project, heads in zip(self.backbones, self.projections, self.heads, strict=True):
+            maps = project(backbone(x))
+            logits.append(torch.cat([head(m) for head, m in zip(heads, maps, strict=True)], dim=1))  # (N,L)
+        return logits

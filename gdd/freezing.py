@@ -1,0 +1,59 @@
+"""Which weights of a UNet stay frozen: policies are data, resolved once to a list of parameter names.
+
+GDD-I (paper section 4) freezes the convolutions and the attention output inside UNet blocks and trains what is left:
+first and last convolution, norms, the noise embedding's affine, skip convolutions, qkv, embeddings.
+"""
+
+import difflib
+import fnmatch
+from dataclasses import dataclass
+
+from torch import nn
+
+_BLOCK = ("*_block*", "*_in[01]", "*_up", "*_down")  # UNet blocks, and not aux_up or aux_down
+
+POLICIES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "gdd-i": tuple(f"{block}.{layer}.*" for block in _BLOCK for layer in ("conv0", "conv1", "proj")),
+}
+POLICIES["gdd-i+qkv"] = POLICIES["gdd-i"] + tuple(f"{block}.qkv.*" for block in _BLOCK)
+POLICIES["gdd-i+qkv+skip"] = POLICIES["gdd-i+qkv"] + tuple(f"{block}.skip.*" for block in _BLOCK)
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What `freeze` did: names of frozen parameters, and how many weights of how many."""
+
+    names: tuple[str, ...]
+    frozen: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.frozen / self.total
+
+    def __str__(self) -> str:
+        return f"{self.frozen:,} of {self.total:,} weights frozen ({self.share:.1%})"
+
+
+def freeze(network: nn.Module, policy: str) -> FreezeReport:
+    """Set `requires_grad` of every parameter by `policy`: a name of POLICIES, or comma-separated patterns to freeze.
+
+    Raises ValueError if a pattern of the user's own matches no parameter; it shows the nearest names.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    patterns = POLICIES.get(policy) if policy in POLICIES else tuple(part.strip() for part in policy.split(","))
+    frozen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    if policy not in POLICIES:
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+                raise ValueError(
+                    f"freeze must be one of {', '.join(POLICIES)} or patterns of parameter names; {pattern!r} matches none; "
+                    f"nearest: {', '.join(near)}"
+                )
+    counts = {True: 0, False: 0}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+        counts[name in frozen] += parameter.numel()
+    return FreezeReport(tuple(sorted(frozen)), counts[True], sum(counts.values()))

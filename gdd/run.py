@@ -1,0 +1,95 @@
+"""A run in a folder: the loop around `train` that logs, measures, saves, and picks up where it was stopped.
+
+Files: `config.json`, `log.csv` (one row per tick), `state.safetensors` (all that resuming needs, gone once finished) and
+`final.safetensors` (the finished EMA network, with config and log inside).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from tqdm.auto import tqdm
+
+from gdd import checkpoint
+from gdd.config import TrainConfig
+from gdd.data import Images
+from gdd.denoiser import Denoiser
+from gdd.trainer import TrainState, init_state, train
+
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[nn.Module] = (), *,
+        ticks: int = 8, evaluate: Evaluate | None = None, dtype: torch.dtype = torch.float32, fabric: Fabric | None = None,
+        progress: bool = True, **provenance: Any) -> Path:  # fmt: skip
+    """Train, or go on training, in `folder`; returns the finished `final.safetensors`.
+
+    After each of `ticks` equal parts the losses' means and `evaluate(state)` become a row of the log, and the state is saved.
+    Raises ValueError if the folder holds a run of another config, naming the fields that differ.
+    """
+    folder = Path(folder)
+    final = folder / "final.safetensors"
+    _check_config(folder, config)
+    if final.exists():
+        return final
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    state = init_state(config, start, backbones)
+    saved, log = folder / "state.safetensors", []
+    if saved.exists():
+        log = checkpoint.load_state(saved, state)["log"]
+    steps = -(-config.total_images // config.batch_size)
+    tick_steps = {-(-steps * (tick + 1) // ticks) for tick in range(ticks)}
+
+    sums: dict[str, list[float]] = {}
+    bar = tqdm(total=config.total_images, initial=state.images_seen, unit="image", unit_scale=True, desc=folder.name,
+               disable=None if progress else True)  # fmt: skip
+    with bar:
+        try:
+            for _ in train(config, dataset, start, backbones, fabric=fabric, state=state):
+                for name, value in state.metrics.items():
+                    sums.setdefault(name, []).append(value)
+                bar.update(config.batch_size)
+                if state.images_seen // config.batch_size in tick_steps:
+                    log.append(_row(state, sums, evaluate))
+                    sums.clear()
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in log[-1].items() if k != "images"})
+                    if fabric.is_global_zero:
+                        _write_log(folder, log)
+                        checkpoint.save_state(saved, state, log=log)
+        except FloatingPointError as error:
+            good = f"last good state: {saved}" if saved.exists() else "no state had been saved yet"
+            raise FloatingPointError(f"stopped after {state.images_seen} images: {error}; {good}") from None
+    if fabric.is_global_zero:
+        provenance |= {"train": dataclasses.asdict(config), "log": log, "images_seen": state.images_seen, "weights": "EMA"}
+        checkpoint.save_denoiser(final, state.ema, dtype=dtype, **provenance)
+        saved.unlink(missing_ok=True)
+    return final
+
+
+def _row(state: TrainState, sums: dict[str, list[float]], evaluate: Evaluate | None) -> dict[str, float]:
+    means = {name: sum(values) / len(values) for name, values in sums.items()}
+    return {"images": state.images_seen, **means, **(evaluate(state) if evaluate else {})}
+
+
+def _write_log(folder: Path, log: list[dict[str, float]]) -> None:
+    checkpoint.write_atomically(folder / "log.csv", pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode())
+
+
+def _check_config(folder: Path, config: TrainConfig) -> None:
+    path = folder / "config.json"
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    if not path.exists():
+        checkpoint.write_atomically(path, json.dumps(wanted, indent=1).encode())
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); name another run folder") from None
+    if odd := [f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value]:
+        raise ValueError(f"{folder} holds a run of another config ({'; '.join(odd)}); name another folder or delete it")
