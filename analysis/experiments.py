@@ -25,7 +25,7 @@ from gdd.backbones import DigitsBackbone, train_classifier
 from gdd.config import TrainConfig
 from gdd.data import load_digits, open_images, to_uint8
 from gdd.denoiser import Denoiser
-from gdd.presets import DESK_NETWORK, HEADLINE_SEEDS, profile
+from gdd.presets import DESK_NETWORK, HEADLINE_SEEDS, RECIPE, profile
 from gdd.run import run
 from gdd.sampling import generate
 from gdd.trainer import TrainState
@@ -78,8 +78,8 @@ def digest(name: str, profile_name: str) -> str:
     if name in CLASSIFIERS:
         return checkpoint.digest_of(asdict(CLASSIFIERS[name]))
     config = runs(profile_name, seeds=True)[name]
-    needs = [DESK_NETWORK] if name == "teacher" else [digest(need, profile_name) for need in ("teacher", "digits-backbone")]
-    return checkpoint.digest_of(asdict(config), needs, digest("digits-features", profile_name))
+    needs: list = [DESK_NETWORK] if name == "teacher" else [digest(need, profile_name) for need in ("teacher", "digits-backbone")]
+    return checkpoint.digest_of(RECIPE, asdict(config), needs, digest("digits-features", profile_name))
 
 
 def find(name: str, profile_name: str) -> Path | None:

@@ -1,6 +1,6 @@
 """Frozen feature networks with four taps, from fine to coarse, for the projected discriminator.
 
-A backbone maps images (N,C,H,W) in [-1,1] to four maps and declares `tap_channels` and `tap_sizes`. The desk profile's is a
+A backbone maps images (N,C,H,W) in [-1,1] to four maps and declares `tap_channels` and the nominal `map_sizes` its projected maps have. The desk profile's is a
 small digits classifier trained by `train_classifier`; it never grades its own work (see analysis/features.py).
 """
 
@@ -30,7 +30,7 @@ class DigitsBackbone(nn.Module):
     """VGG-like classifier of 8x8 digits; taps at 8, 4, 2 and 1 pixels."""
 
     tap_channels = (32, 64, 96, 128)
-    tap_sizes = (8, 4, 2, 1)
+    map_sizes = (16, 8, 4, 2)
 
     def __init__(self, classes: int = 10):
         super().__init__()

@@ -45,7 +45,7 @@ def _head(in_channels: int, size: int, widths: Mapping[int, int]) -> nn.Sequenti
     channels, smallest = in_channels, min(widths)
     while size > smallest:
         size //= 2
-        layers += [spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1, bias=False)), nn.BatchNorm2d(widths[size])]
+        layers += [spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1)), nn.BatchNorm2d(widths[size])]
         layers += [nn.LeakyReLU(0.2)]
         channels = widths[size]
     kernel = min(4, size)
@@ -65,7 +65,7 @@ class ProjectedDiscriminator(nn.Module):
         self.projections = nn.ModuleList(RandomProjection(b.tap_channels, channels) for b in backbones)
         self.heads = nn.ModuleList(
             nn.ModuleList(
-                _head(c, 2 * size, head_widths) for c, size in zip(projection.out_channels, backbone.tap_sizes, strict=True)
+                _head(c, size, head_widths) for c, size in zip(projection.out_channels, backbone.map_sizes, strict=True)
             )
             for backbone, projection in zip(backbones, self.projections, strict=True)
         )

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gdd.backbones import DigitsBackbone
+from gdd.data import load_digits
+from gdd.denoiser import Denoiser
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # of the project's own machines; a user does not have it
+TINY = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1,
+            attn_resolutions=[4], dropout=0.0)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny():
+    """A small untrained denoiser whose zero-initialised layers are shaken, so that nothing hides behind zeros."""
+    denoiser = Denoiser.from_config(TINY)
+    for parameter in denoiser.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return denoiser.eval()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    torch.manual_seed(0)
+    return DigitsBackbone().eval()

@@ -1,0 +1,100 @@
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gdd import checkpoint
+from gdd.denoiser import GENERATOR_EPSILON
+from gdd.freezing import freeze
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_round_trip_keeps_weights_config_and_provenance(tiny, tmp_path):
+    path = tmp_path / "deep" / "a.safetensors"
+    generator = tiny.copy(epsilon=GENERATOR_EPSILON)
+    generator.config["sigma_max"] = float("inf")
+    checkpoint.save_denoiser(path, generator, note="made here", log=[{"images": 1}])
+    loaded, metadata = checkpoint.load_with_metadata(path)
+    assert same(loaded, generator)
+    assert loaded.config == generator.config
+    assert loaded.epsilon == GENERATOR_EPSILON
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert metadata["note"] == "made here"
+    assert list(path.parent.iterdir()) == [path]  # no partial file beside it
+
+
+def test_a_frozen_generator_is_its_teacher_and_the_rest(tiny, tmp_path):
+    teacher, student = tmp_path / "teacher.safetensors", tmp_path / "gdd-i.safetensors"
+    checkpoint.save_denoiser(teacher, tiny, dtype=torch.float16)
+    generator = checkpoint.load(teacher)
+    report = freeze(generator, "gdd-i")
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter += parameter.requires_grad
+    checkpoint.save_denoiser(student, generator, base=teacher, dtype=torch.float16)
+    stored, _ = checkpoint.read_tensors(student)
+    assert not set(stored) & set(report.names)
+    assert same(checkpoint.load(student), generator.half().float())
+    checkpoint.save_denoiser(teacher, generator)
+    with pytest.raises(ValueError, match="missing or another file"):
+        checkpoint.load(student)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"lr = 3\nhello there\n", "a text file"),
+        (b"\x80\x04\x95" + bytes(50), "a pickle or zip archive, which is never opened here"),
+        (b"PK\x03\x04" + bytes(50), "a pickle or zip archive"),
+        (bytes(range(200, 256)), "a damaged or foreign file"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, content, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x.safetensors is not a safetensors checkpoint but {message}"):
+        checkpoint.load(path)
+
+
+def test_other_bad_files(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        checkpoint.load(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        checkpoint.load(tmp_path)
+    save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="of another program"):
+        checkpoint.load(tmp_path / "other.safetensors")
+    checkpoint.write_tensors(tmp_path / "c.safetensors", {"w": torch.zeros(2)}, {"kind": "a classifier"})
+    with pytest.raises(ValueError, match="holds a classifier, not a denoiser"):
+        checkpoint.load(tmp_path / "c.safetensors")
+    state = {k: v for k, v in tiny.state_dict().items() if k != "model.map_layer0.bias"}
+    metadata = {"network": tiny.config, "epsilon": 0.0}
+    checkpoint.write_tensors(tmp_path / "d.safetensors", state, metadata)
+    with pytest.raises(ValueError, match=r"does not fit its own config: 1 tensors differ, first model.map_layer0.bias"):
+        checkpoint.load(tmp_path / "d.safetensors")
+    whole = tmp_path / "e.safetensors"
+    checkpoint.save_denoiser(whole, tiny)
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a safetensors checkpoint"):
+        checkpoint.load(whole)
+
+
+def test_a_failed_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save_denoiser(path, tiny)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save_denoiser(path, tiny.copy(epsilon=1.0))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

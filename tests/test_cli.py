@@ -1,0 +1,111 @@
+"""Every command as a user types it: bad input is one clear line and exit code 2, and nothing is left behind."""
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gdd import zoo
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "notes.txt").write_text("no weights in here")
+    with zipfile.ZipFile(folder / "empty.zip", "w") as archive:
+        archive.writestr("readme.txt", "no images in here")
+    return folder
+
+
+TEACHER = zoo.FOLDER / "teacher.safetensors"
+BAD = {
+    "missing checkpoint": (
+        ["analysis.activations", "--ckpt", "nowhere.safetensors"],
+        "checkpoint nowhere.safetensors does not exist",
+    ),
+    "text checkpoint": (
+        ["analysis.activations", "--ckpt", "{}/notes.txt"],
+        "notes.txt is not a safetensors checkpoint but a text file",
+    ),
+    "unknown profile": (
+        ["analysis.activations", "--ckpt", TEACHER, "--profile", "moon"],
+        "profile must be one of desk, smoke; got 'moon'",
+    ),
+    "zip without images": (["analysis.activations", "--ckpt", TEACHER, "--data", "{}/empty.zip"], "empty.zip holds no images"),
+    "unknown statistic": (
+        ["analysis.activations", "--ckpt", TEACHER, "--profile", "smoke", "--statistic", "x"],
+        "statistic must be one of",
+    ),
+    "classifier": (
+        ["analysis.activations", "--ckpt", zoo.FOLDER / "digits-backbone.safetensors"],
+        "holds a classifier, not a denoiser",
+    ),
+    "figures profile": (["analysis.figures", "--profile", "moon"], "profile must be one of desk, smoke; got 'moon'"),
+    "unknown notebook": (["analysis.figures", "--only", "fig99"], "--only takes fig02, fig03, fig04; got 'fig99'"),
+    "unknown parameter": (
+        ["analysis.figures", "--only", "fig03", "-p", "stepz=3"],
+        "fig03 has no parameter 'stepz'; it has profile,",
+    ),
+    "sampler": (["gdd", "sample", "--ckpt", TEACHER, "--sampler", "dpm", "--out", "{}/s.png"], "sampler must be one of"),
+    "describe": (["gdd", "describe", "--ckpt", "{}/notes.txt"], "a text file"),
+    "preset": (["gdd", "train", "--run", "{}/run", "--preset", "cifar"], "preset must be one of desk-teacher"),
+    "set": (["gdd", "train", "--run", "{}/run", "--set", "lr=fast"], "lr must be float like"),
+    "data": (["gdd", "train", "--run", "{}/run", "--set", "data={}/empty.zip"], "empty.zip holds no images"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, files):
+    arguments, message = BAD[case]
+    before = sorted(files.iterdir())
+    done = call(*[str(a).replace("{}", str(files)) for a in arguments])
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    assert message in line
+    assert sorted(files.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["gdd", "analysis.activations", "analysis.figures"])
+def test_help_answers_in_a_second(command):
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = call(command, "--help")
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0
+        assert "usage" in done.stdout
+    assert min(seconds) < 1
+
+
+@pytest.mark.slow
+def test_activations_of_a_shipped_generator(tmp_path):
+    done = call(
+        "analysis.activations", "--ckpt", zoo.path("gdd-i"), "--profile", "smoke", "--out", tmp_path, "--part", "conv1,proj"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"activations-gdd-i.{kind}" for kind in ("csv", "pdf", "png")]
+    assert done.stderr == ""  # no progress bar where nobody watches
+
+
+@pytest.mark.slow
+def test_train_then_describe_then_sample(tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    done = call(
+        "gdd", "train", "--run", run, "--preset", "smoke-gdd-i", "--set", "total_images=128", "--accelerator", "cpu", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "weights frozen (81.9%)" in done.stdout
+    described = call("gdd", "describe", "--ckpt", run / "final.safetensors")
+    assert "trained on 128 images" in described.stdout
+    assert call("gdd", "sample", "--ckpt", run / "final.safetensors", "--out", picture, "--n", "6").returncode == 0
+    assert picture.stat().st_size > 100

@@ -1,0 +1,174 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import TINY
+
+from gdd import checkpoint
+from gdd.config import TrainConfig
+from gdd.denoiser import Denoiser
+from gdd.freezing import freeze
+from gdd.run import run
+from gdd.sampling import one_step
+from gdd.trainer import init_state, train, update_ema
+
+GDD = TrainConfig(objective="gdd", batch_size=16, total_images=64, lr=1e-3, d_lr=1e-3, d_channels=(8, 8, 8, 8), d_head_sizes=(8, 4),
+                  d_head_widths=(8, 8), r1_interval=2, ema_halflife_images=100, ema_rampup=0.5, seed=3)  # fmt: skip
+VARIANTS = {
+    "edm": dict(objective="edm"),
+    "gdd": {},
+    "gdd-i": dict(freeze="gdd-i"),
+    "gdd-sum-reuse": dict(reduction="sum", reuse_fakes=True),
+    "k-step": dict(sampler="k-step:3"),
+    "two-step": dict(sampler="two-step:0.8"),
+    "cd": dict(objective="cd"),
+    "cd-i": dict(objective="cd", freeze="gdd-i"),
+    "gdd+cd": dict(objective="gdd+cd"),
+}
+
+
+def tensors(state):
+    modules = {"g": state.generator, "e": state.ema} | ({"d": state.discriminator} if state.discriminator else {})
+    found = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    for name, optimizer in (("o", state.optimizer), ("p", state.d_optimizer)):
+        for index, slots in (optimizer.state_dict()["state"] if optimizer else {}).items():
+            found |= {f"{name}.{index}.{key}": value for key, value in slots.items()}
+    return {key: tensor.clone() for key, tensor in found.items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_objective_trains_and_leaves_the_frozen_weights(variant, tiny, digits, backbone):
+    config = dataclasses.replace(GDD, **VARIANTS[variant])
+    before = {name: p.clone() for name, p in tiny.named_parameters()}
+    for state in train(config, digits, tiny, [backbone]):
+        assert all(math.isfinite(value) for value in state.metrics.values())
+    assert state.images_seen == config.total_images
+    frozen = set(freeze(tiny, config.freeze).names)
+    assert bool(frozen) == (config.freeze != "none")
+    for name, parameter in state.generator.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name in frozen), name
+        assert (parameter.grad is None) == (name in frozen), name
+    held = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in state.generator.parameters() if p.requires_grad}
+    assert all(torch.equal(p, before[name]) for name, p in tiny.named_parameters())  # the teacher is untouched
+    assert all(torch.equal(dict(state.ema.named_parameters())[name], before[name]) for name in frozen)
+
+
+@pytest.mark.parametrize("variant", ["edm", "gdd", "gdd+cd"])
+def test_stopped_and_resumed_equals_uninterrupted(variant, tiny, digits, backbone, tmp_path):
+    config = dataclasses.replace(GDD, **VARIANTS[variant])
+    *_, whole = train(config, digits, tiny, [backbone])
+
+    stopped = train(config, digits, tiny, [backbone])
+    next(stopped)
+    checkpoint.save_state(tmp_path / "s.safetensors", next(stopped))
+    stopped.close()
+    torch.rand(7)  # whatever happened to the global random state in between
+    resumed = init_state(config, tiny, [backbone])
+    checkpoint.load_state(tmp_path / "s.safetensors", resumed)
+    assert resumed.images_seen == 2 * config.batch_size
+    *_, resumed = train(config, digits, tiny, [backbone], state=resumed)
+    expected, found = tensors(whole), tensors(resumed)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_a_run_folder_goes_on_where_it_was_killed(tiny, digits, backbone, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(state):
+        if state.images_seen > 32:
+            raise Killed
+        return {}
+
+    whole = run(tmp_path / "whole", GDD, digits, tiny, [backbone], ticks=4)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", GDD, digits, tiny, [backbone], ticks=4, evaluate=kill)
+    assert (tmp_path / "killed" / "state.safetensors").exists()
+    killed = run(tmp_path / "killed", GDD, digits, tiny, [backbone], ticks=4)
+    (a, meta_a), (b, meta_b) = checkpoint.read_tensors(whole), checkpoint.read_tensors(killed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert meta_a["log"] == meta_b["log"]
+    assert sorted(p.name for p in killed.parent.iterdir()) == ["config.json", "final.safetensors", "log.csv"]
+    with pytest.raises(ValueError, match=r"lr: 0.001 there, 0.5 now"):
+        run(tmp_path / "killed", dataclasses.replace(GDD, lr=0.5), digits, tiny, [backbone])
+
+
+def test_seeds_decide_and_batches_are_fresh(tiny, digits, backbone):
+    *_, a = train(GDD, digits, tiny, [backbone])
+    *_, b = train(GDD, digits, tiny, [backbone])
+    *_, c = train(dataclasses.replace(GDD, seed=4), digits, tiny, [backbone])
+    assert all(torch.equal(x, y) for x, y in zip(a.ema.parameters(), b.ema.parameters(), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a.ema.parameters(), c.ema.parameters(), strict=True))
+
+
+def test_not_finite_stops_before_weights_change(tiny, digits, backbone, tmp_path):
+    broken = tiny.copy()
+    broken.model.map_layer0.weight.data[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="loss_g is nan"):
+        next(train(GDD, digits, broken, [backbone]))
+    with pytest.raises(FloatingPointError, match=r"stopped after 0 images: loss_g is nan; no state had been saved yet"):
+        run(tmp_path, GDD, digits, broken, [backbone])
+    assert not (tmp_path / "final.safetensors").exists()
+
+
+def test_ema_halves_per_halflife(tiny, backbone):
+    config = dataclasses.replace(GDD, ema_halflife_images=32, ema_rampup=1e9)
+    state = init_state(config, tiny, [backbone])
+    start = [p.clone() for p in state.ema.parameters()]
+    for parameter in state.generator.parameters():
+        parameter.data += 1
+    for _ in range(2):  # two steps of 16 images: one half-life
+        state.images_seen += config.batch_size
+        update_ema(state)
+    for average, before in zip(state.ema.parameters(), start, strict=True):
+        assert torch.allclose(average, before + 0.5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_losses_fall(digits, backbone):
+    teacher = Denoiser.from_config(TINY)
+    config = dataclasses.replace(GDD, objective="edm", total_images=64 * 120, batch_size=64, lr=3e-3)
+    curve = [state.metrics["loss_edm"] for state in train(config, digits, teacher, [])]
+    assert sum(curve[-10:]) < 0.7 * sum(curve[:10])
+    config = dataclasses.replace(config, objective="cd", lr=1e-3, betas=(0.9, 0.99))
+    curve = [state.metrics["loss_cd"] for state in train(config, digits, teacher, [backbone])]
+    assert sum(curve[-10:]) < 0.8 * sum(curve[:10])
+
+
+@pytest.mark.slow
+def test_gan_loss_alone_moves_fakes_towards_the_data(tiny, digits, backbone):
+    config = dataclasses.replace(GDD, total_images=64 * 50, batch_size=64, lr=2e-3, d_lr=4e-3, r1_interval=16)
+    real = digits.images.float().mean() / 127.5 - 1
+    latents = torch.randn(128, 1, 8, 8)
+    start = init_state(config, tiny, [backbone]).generator
+    for state in train(config, digits, tiny, [backbone]):
+        pass
+    with torch.no_grad():
+        gap_before = (one_step(start, latents).clamp(-1, 1).mean() - real).abs()
+        gap_after = (one_step(state.generator, latents).clamp(-1, 1).mean() - real).abs()
+    assert gap_after < 0.5 * gap_before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(objective="wgan"), "objective must be one of"),
+        (dict(batch_size=0), "batch_size must be at least 1; got 0"),
+        (dict(lr=-1.0), "lr must be above 0; got -1.0"),
+        (dict(sampler="k-step:0"), "sampler must be"),
+        (dict(objective="cd", sampler="k-step:2"), "sampler must be one-step"),
+        (dict(d_head_sizes=(8,)), "d_head_widths"),
+    ],
+)
+def test_contradictory_configs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(GDD, **change)
+
+
+def test_data_of_another_size_is_refused(tiny, digits, backbone):
+    wide = dataclasses.replace(digits, images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\), the network expects \(1, 8, 8\)"):
+        next(train(GDD, wide, tiny, [backbone]))
