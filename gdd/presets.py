@@ -10,7 +10,7 @@ RECIPE = 1  # raise it when code, not config, changes what a run trains to: ship
 # DDPM++ for 8x8 digits: three resolutions, so that its blocks have a depth to speak of
 DESK_NETWORK: dict[str, Any] = dict(
     img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=16, channel_mult=[1, 2, 1.5], num_blocks=1,
-    attn_resolutions=[4], dropout=0.0,
+    channel_mult_emb=2, attn_resolutions=[4], dropout=0.0,
 )  # fmt: skip
 
 DESK_TEACHER = TrainConfig(
