@@ -64,7 +64,12 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
     shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
     sigmas = sigma_ladder(steps)[:-1].tolist()
     sums: dict[tuple[str, str, int], Tensor] = {}  # (process, address, step) -> (K,)
-    counts = {"sampling": 0, "denoising": 0}
+    real = () if images is None else images.split(batch_size)
+    counts = {"sampling": len(seeds), "denoising": sum(map(len, real))}
+
+    def latents_of(chosen: Sequence[int]) -> tuple["Tensor", "Tensor | None"]:
+        latents, labels = draw_latents(chosen, shape, denoiser.label_dim)
+        return latents.to(device), None if labels is None else labels.to(device)
 
     def add(process: str, step: int, tape: dict[str, list["Tensor"]]) -> None:
         for address, values in tape.items():
@@ -72,40 +77,34 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
             sums[key] = sums.get(key, 0) + values[-1].sum(dim=0).to("cpu", torch.float64)
             values.clear()
 
-    total = len(seeds) + (0 if images is None else len(images))
-    with torch.inference_mode(), tqdm(total=total * steps, unit="call", desc=f"activations of {model}", disable=None) as progress:
+    bar = tqdm(total=sum(counts.values()) * steps * len(parts), unit="call", desc=f"activations of {model}", disable=None)
+    with torch.inference_mode(), bar:
         for part in parts:
             for start in range(0, len(seeds), batch_size):
-                latents, labels = draw_latents(seeds[start : start + batch_size], shape, denoiser.label_dim)
-                labels = None if labels is None else labels.to(device)
+                latents, labels = latents_of(seeds[start : start + batch_size])
                 with record(denoiser, f"model.*.{part}", known[statistic]) as tape:
-                    for step in solve(denoiser, latents.to(device), steps=steps, labels=labels):
+                    for step in solve(denoiser, latents, steps=steps, labels=labels):
                         if step.sigma > 0:  # the tape's last entry is this step's first call, not the corrector's
                             add("sampling", step.index, tape)
-                            progress.update(len(latents) / len(parts))
-                counts["sampling"] += len(latents) * (part == parts[0])
-                tape.clear()
-            for start in range(0, 0 if images is None else len(images), batch_size):
-                batch = images[start : start + batch_size].to(device)
-                noise, labels = draw_latents(range(start, start + len(batch)), shape, denoiser.label_dim)
-                labels = None if labels is None else labels.to(device)
+                            bar.update(len(latents))
+            for chunk, batch in enumerate(real):
+                noise, labels = latents_of(range(chunk * batch_size, chunk * batch_size + len(batch)))
                 with record(denoiser, f"model.*.{part}", known[statistic]) as tape:
-                    for index, sigma in enumerate(sigmas):
-                        denoiser(batch + sigma * noise.to(device), sigma, labels)
-                        add("denoising", index, tape)
-                        progress.update(len(batch) / len(parts))
-                counts["denoising"] += len(batch) * (part == parts[0])
+                    for level, sigma in enumerate(sigmas):
+                        denoiser(batch.to(device) + sigma * noise, sigma, labels)
+                        add("denoising", level, tape)
+                        bar.update(len(batch))
 
     depths: dict[tuple[str, str], int] = {}
     rows = []
-    for (process, address, step), value in sums.items():
+    for (process, address, level), value in sums.items():
         place = ADDRESS.match(address)
         assert place, address
         side = SIDES[place["side"]]
         depth = depths.setdefault((side, place["block"]), sum(known_side == side for known_side, _ in depths))
         for index, mean in enumerate((value / counts[process]).tolist()):
-            rows.append((model, process, side, place["block"], place["part"], depth, int(place["resolution"]), sigmas[step], step,
-                         statistic, index, mean, counts[process]))  # fmt: skip
+            rows.append((model, process, side, place["block"], place["part"], depth, int(place["resolution"]), sigmas[level],
+                         level, statistic, index, mean, counts[process]))  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

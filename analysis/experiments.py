@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from analysis import features, fid
 from gdd import checkpoint, zoo
@@ -135,15 +136,17 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
     torch.set_num_threads(TEACHER_THREADS if name == "teacher" else 1)
     path = _folder(name, profile_name) / "final.safetensors"
     if name in CLASSIFIERS:
-        config, digits = CLASSIFIERS[name], load_digits()
-        torch.manual_seed(config.seed)
+        settings, digits = CLASSIFIERS[name], load_digits()
+        assert digits.labels is not None
+        torch.manual_seed(settings.seed)
         network = _classifier(name)
-        accuracy = train_classifier(network, digits.images, digits.labels, epochs=config.epochs, lr=config.lr, seed=config.seed)
+        accuracy = train_classifier(network, digits.images, digits.labels, epochs=settings.epochs, lr=settings.lr,
+                                    seed=settings.seed)  # fmt: skip
         tensors = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
         metadata = {
             "kind": f"a {name} classifier",
             "digest": digest(name, profile_name),
-            "config": asdict(config),
+            "config": asdict(settings),
             "accuracy": accuracy,
         }
         checkpoint.write_tensors(path, tensors, metadata)
@@ -170,12 +173,12 @@ def _evaluate(state: TrainState, profile_name: str) -> dict[str, float]:
     return {"fd": abs_fd(state.ema, sampler_of(config), profile_name)}
 
 
-def _classifier(name: str) -> nn.Module:
+def _classifier(name: str) -> DigitsBackbone | features.DigitsFeatures:
     return {"digits-backbone": DigitsBackbone, "digits-features": features.DigitsFeatures}[name]()
 
 
 @cache
-def load_classifier(name: str, profile_name: str) -> nn.Module:
+def load_classifier(name: str, profile_name: str) -> Any:
     """`digits-backbone` (the discriminator's) or `digits-features` (the judge's), frozen, in eval mode."""
     network = _classifier(name)
     path = find(name, profile_name)

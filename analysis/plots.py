@@ -12,11 +12,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)  # red shallow to blue deep, dark throughout
 
 
@@ -82,11 +83,14 @@ def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         text = rf"{kind}-FD, Spearman $\rho$ = {rows['spearman'].iloc[0]:+.2f}"
         ax.errorbar(means.index, means, yerr=span, color=COLORS[kind], marker=marker, capsize=2, label=text)
     ax.set(xscale="log", ylabel=table["metric"].iloc[0])
-    ax.set_ylim(0, None)
-    ax.xaxis.set_major_locator(FixedLocator(np.sort(table["x"].unique())))
+    if table["distance"].max() > 20 * table["distance"].min():
+        _log_axis(ax)
+    else:
+        ax.set_ylim(0, None)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(table["x"].unique())))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.legend()
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))  # below the axes: the curves need all of them
     return ax
 
 
@@ -101,10 +105,19 @@ def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         logged = rows[rows["source"] == "log"]
         ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
         means, span = _means(rows[rows["source"] == "live"], "images")
-        style = {"markerfacecolor": "white", "markersize": 7, "zorder": 3, "linestyle": "none", "capsize": 2}
-        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker, **style)
-    ax.set(yscale="log", xlabel="training images (thousands)", ylabel=table["metric"].iloc[0])
+        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker, markerfacecolor="white", markersize=7,
+                    linestyle="none", capsize=2, zorder=3)  # fmt: skip
+    ax.set(xlabel="training images (thousands)", ylabel=table["metric"].iloc[0])
+    _log_axis(ax)
     return ax
+
+
+def _log_axis(ax: Axes) -> None:
+    """Logarithmic y with plain numbers at 1, 2, 5, 10 ..."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(PLAIN)
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, list[pd.Series]]:
@@ -130,7 +143,7 @@ def plot_activations_page(table: pd.DataFrame) -> Figure:
             means = chosen.groupby(["block", "depth", "step", "sigma"], as_index=False)["value"].mean()
             plot_activations(means, ax=ax)
             ax.set_title(f"{side}, {process}" + ("" if part == "conv1" else f", {part}"), loc="left")
-            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, shallow first", title_fontsize=7)
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, in order", title_fontsize=7)
     first = table.iloc[0]
     caption(figure, f"{first['model']}: {first['statistic']} of each block's last convolution, mean over n = {first['n']} images "
                     f"(sampling: seeds 0 to {first['n'] - 1}), min-max normalised over time steps for each block.")  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -30,8 +30,8 @@ class Train:
     """Lightning Fabric's: auto, cpu, cuda, mps."""
     devices: int = 1
     """Processes."""
-    precision: str = "32-true"
-    """Lightning Fabric's: 32-true, bf16-mixed."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """32-true, or bf16-mixed: bfloat16 where autocast thinks it safe."""
 
 
 @dataclass
@@ -61,7 +61,12 @@ class Describe:
 
 
 def main(args: Train | Sample | Describe) -> None:
-    {Train: train, Sample: sample, Describe: describe}[type(args)](args)
+    if isinstance(args, Train):
+        train(args)
+    elif isinstance(args, Sample):
+        sample(args)
+    else:
+        describe(args)
 
 
 def train(args: Train) -> None:
@@ -94,7 +99,7 @@ def train(args: Train) -> None:
 def _changed(config: TrainConfig, changes: list[str]) -> TrainConfig:
     """`config` with name=value changes, each read as the field's own type."""
     kinds = {f.name: type(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    values = {}
+    values: dict[str, Any] = {}
     for change in changes:
         name, separator, text = change.partition("=")
         if not separator or name not in kinds:
@@ -106,7 +111,7 @@ def _changed(config: TrainConfig, changes: list[str]) -> TrainConfig:
     return dataclasses.replace(config, **values)
 
 
-def _read(text: str, like: object) -> object:
+def _read(text: str, like: Any) -> Any:
     if isinstance(like, bool):
         return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else int("")
     if isinstance(like, tuple):

@@ -1,11 +1,14 @@
 """Frozen feature networks with four taps, from fine to coarse, for the projected discriminator.
 
-A backbone maps images (N,C,H,W) in [-1,1] to four maps and declares `tap_channels` and the nominal `map_sizes` its projected maps have. The desk profile's is a
-small digits classifier trained by `train_classifier`; it never grades its own work (see analysis/features.py).
+A backbone maps images (N,C,H,W) in [-1,1] to four maps. It declares their channels, `tap_channels`, and `map_sizes`, the
+nominal sizes of the projected maps made of them, which decide the depth of the discriminator's heads. The desk profile's
+backbone is a small digits classifier; it never grades its own work (see analysis/features.py).
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +29,14 @@ def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     )
 
 
-class DigitsBackbone(nn.Module):
+class Backbone(nn.Module):
+    """What the discriminator needs of a feature network: images (N,C,H,W) in [-1,1] -> four maps, fine to coarse."""
+
+    tap_channels: Sequence[int]
+    map_sizes: Sequence[int]
+
+
+class DigitsBackbone(Backbone):
     """VGG-like classifier of 8x8 digits; taps at 8, 4, 2 and 1 pixels."""
 
     tap_channels = (32, 64, 96, 128)
@@ -59,7 +69,7 @@ def tap_distance(backbone: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     return distance
 
 
-def train_classifier(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, seed: int, batch_size: int = 128,
+def train_classifier(network: Any, images: Tensor, labels: Tensor, *, epochs: int, seed: int, batch_size: int = 128,
                      lr: float = 2e-3, holdout: int = 5) -> float:  # fmt: skip
     """Train `network.classify` in place, leave it frozen in eval mode, return its accuracy on every `holdout`-th image.
 

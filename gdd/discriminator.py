@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gdd.backbones import Backbone
+
 # trained head width at each nominal map size (METHOD section 4)
 HEAD_WIDTHS = {64: 64, 32: 128, 16: 256, 8: 512}
 
@@ -58,17 +60,16 @@ class ProjectedDiscriminator(nn.Module):
     The backbones stay frozen and in eval mode whatever `train()` is asked for.
     """
 
-    def __init__(self, backbones: Sequence[nn.Module], *, channels: Sequence[int] = (64, 128, 256, 512),
+    def __init__(self, backbones: Sequence[Backbone], *, channels: Sequence[int] = (64, 128, 256, 512),
                  head_widths: Mapping[int, int] = HEAD_WIDTHS):  # fmt: skip
         super().__init__()
         self.backbones = nn.ModuleList(backbones).requires_grad_(False)
-        self.projections = nn.ModuleList(RandomProjection(b.tap_channels, channels) for b in backbones)
-        self.heads = nn.ModuleList(
-            nn.ModuleList(
-                _head(c, size, head_widths) for c, size in zip(projection.out_channels, backbone.map_sizes, strict=True)
-            )
-            for backbone, projection in zip(backbones, self.projections, strict=True)
-        )
+        projections = [RandomProjection(backbone.tap_channels, channels) for backbone in backbones]
+        self.projections = nn.ModuleList(projections)
+        self.heads = nn.ModuleList()
+        for backbone, projection in zip(backbones, projections, strict=True):
+            sizes = zip(projection.out_channels, backbone.map_sizes, strict=True)
+            self.heads.append(nn.ModuleList(_head(width, size, head_widths) for width, size in sizes))
 
     def train(self, mode: bool = True) -> "ProjectedDiscriminator":
         super().train(mode)
@@ -78,6 +79,6 @@ class ProjectedDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         logits = []
         for backbone, project, heads in zip(self.backbones, self.projections, self.heads, strict=True):
-            maps = project(backbone(x))
-            logits.append(torch.cat([head(m) for head, m in zip(heads, maps, strict=True)], dim=1))  # (N,L)
+            maps = zip(heads.children(), project(backbone(x)), strict=True)
+            logits.append(torch.cat([head(features) for head, features in maps], dim=1))  # (N,L)
         return logits

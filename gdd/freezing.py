@@ -42,7 +42,7 @@ def freeze(network: nn.Module, policy: str) -> FreezeReport:
     Raises ValueError if a pattern of the user's own matches no parameter; it shows the nearest names.
     """
     names = [name for name, _ in network.named_parameters()]
-    patterns = POLICIES.get(policy) if policy in POLICIES else tuple(part.strip() for part in policy.split(","))
+    patterns = POLICIES[policy] if policy in POLICIES else tuple(part.strip() for part in policy.split(","))
     frozen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
     if policy not in POLICIES:
         for pattern in patterns:

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import nn
 from tqdm.auto import tqdm
 
 from gdd import checkpoint
+from gdd.backbones import Backbone
 from gdd.config import TrainConfig
 from gdd.data import Images
 from gdd.denoiser import Denoiser
@@ -25,7 +25,7 @@ from gdd.trainer import TrainState, init_state, train
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
-def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[nn.Module] = (), *,
+def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
         ticks: int = 8, evaluate: Evaluate | None = None, dtype: torch.dtype = torch.float32, fabric: Fabric | None = None,
         progress: bool = True, **provenance: Any) -> Path:  # fmt: skip
     """Train, or go on training, in `folder`; returns the finished `final.safetensors`.

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gdd import losses
-from gdd.backbones import tap_distance
+from gdd.backbones import Backbone, tap_distance
 from gdd.config import TrainConfig
 from gdd.data import Images, batch_indices, to_float
 from gdd.denoiser import GENERATOR_EPSILON, Denoiser
@@ -63,11 +63,10 @@ class _Engine:
     teacher: Denoiser
     discriminator: Any = None
     d_optimizer: Any = None
-    distance: Callable[[Tensor, Tensor], Tensor] | None = None
-    ladder: Tensor | None = None  # ascending sigma(0..N)
+    consistency: Callable[..., Tensor] | None = None  # of (student, teacher, x=, noise=, index=, labels=)
 
 
-def init_state(config: TrainConfig, start: Denoiser, backbones: Sequence[nn.Module] = ()) -> TrainState:
+def init_state(config: TrainConfig, start: Denoiser, backbones: Sequence[Backbone] = ()) -> TrainState:
     """The state before the first step. `start` is an untrained network (edm) or the teacher (all else); it is left as it is."""
     if config.objective != "edm" and not backbones:
         raise ValueError(f"objective {config.objective} needs at least one backbone; got none")
@@ -96,7 +95,7 @@ def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float])
     return torch.optim.Adam(parameters, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=1e-8)
 
 
-def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[nn.Module] = (), *,
+def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
           fabric: Fabric | None = None, state: TrainState | None = None) -> Iterator[TrainState]:  # fmt: skip
     """Train until `config.total_images`, yielding the one `TrainState` after every step.
 
@@ -109,14 +108,15 @@ def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequ
     state = state or init_state(config, start, backbones)
     fabric.to_device(state.ema)
     generator, optimizer = fabric.setup(state.generator, state.optimizer)
-    engine = _Engine(fabric, config, generator, optimizer, fabric.to_device(start.eval()))
-    if state.discriminator is not None:
+    fabric.to_device(start.eval())
+    engine = _Engine(fabric, config, generator, optimizer, start)
+    if state.discriminator is not None and state.d_optimizer is not None:
         discriminator, d_optimizer = fabric.setup(state.discriminator.train(), state.d_optimizer)
         engine = dataclasses.replace(engine, discriminator=discriminator, d_optimizer=d_optimizer)
     if "cd" in config.objective:
         distance = partial(tap_distance, fabric.to_device(backbones[0].eval()))
-        ladder = generator_ladder(config.cd_steps).flip(0).to(fabric.device, torch.float32)
-        engine = dataclasses.replace(engine, distance=distance, ladder=ladder)
+        ladder = generator_ladder(config.cd_steps).flip(0).to(fabric.device, torch.float32)  # ascending sigma(0..N)
+        engine = dataclasses.replace(engine, consistency=partial(losses.consistency_loss, distance=distance, ladder=ladder))
 
     while state.images_seen < config.total_images:
         batch = draw_batch(config, dataset, state.images_seen, start.label_dim, fabric.device)
@@ -144,9 +144,9 @@ def generator_step(engine: _Engine, batch: Batch, rate: float, metrics: dict[str
         loss = _note(metrics, "loss_g", losses.generator_loss(engine.discriminator(fake)))
         total = total + (loss.mean() if config.reduction == "mean" else loss.sum())
         engine.discriminator.heads.requires_grad_(True)
-    if engine.distance is not None:
-        loss = losses.consistency_loss(engine.generator, engine.teacher, engine.distance, batch.real, batch.noise, batch.index,
-                                       engine.ladder, batch.labels)  # fmt: skip
+    if engine.consistency is not None:
+        loss = engine.consistency(engine.generator, engine.teacher, x=batch.real, noise=batch.noise, index=batch.index,
+                                  labels=batch.labels)  # fmt: skip
         weight = config.cd_weight if config.objective == "gdd+cd" else 1.0
         total = total + weight * _note(metrics, "loss_cd", loss).mean()
     _descend(engine, engine.optimizer, total, config.lr * rate)
@@ -200,11 +200,11 @@ def draw_batch(config: TrainConfig, dataset: Images, images_seen: int, label_dim
     stream = torch.Generator().manual_seed(config.seed * 1_000_000_007 + images_seen)
     picked = batch_indices(len(dataset), config.batch_size, images_seen // config.batch_size, config.seed)
     real = to_float(dataset.images[picked])
-    labels = dataset.labels[picked] if label_dim else None
+    labels = dataset.labels[picked].to(device) if label_dim and dataset.labels is not None else None
     latents, noise = torch.randn(2, *real.shape, generator=stream)
     sigma = losses.draw_sigma(len(real), stream)
     index = torch.randint(2, config.cd_steps + 1, (len(real),), generator=stream)
-    return Batch(*(None if value is None else value.to(device) for value in (real, labels, latents, noise, sigma, index)))
+    return Batch(real.to(device), labels, latents.to(device), noise.to(device), sigma.to(device), index.to(device))
 
 
 @torch.no_grad()

@@ -1,14 +1,14 @@
 """The UNets of EDM: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM), written afresh in plain torch operations.
 
-Block names are addresses (`enc.8x8_block0`, `dec.16x16_up`) and parameter names are those of the public EDM
-checkpoints, so an activation study gets its row labels, and a converted checkpoint its weights, for free.
+Block names are addresses (`enc.8x8_block0`, `dec.16x16_up`) and parameter names those of the public EDM checkpoints.
 
-Sources: Karras et al. 2022 (arXiv:2206.00364) appendix F.2; Song et al. 2021 (arXiv:2011.13456); Dhariwal & Nichol
-2021 (arXiv:2105.05233). Shapes: N images, C channels, H = W pixels, E embedding channels.
+Sources: Karras et al. 2022 (arXiv:2206.00364) appendix F.2; Song et al. 2021 (arXiv:2011.13456); Dhariwal & Nichol 2021
+(arXiv:2105.05233). Shapes: N images, C channels, H = W pixels, E embedding channels.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,8 @@ class Conv2d(nn.Module):
     `fused_resample` pads for both operations at once, as NCSN++'s residual encoder was trained with.
     """
 
+    resample_filter: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int, *, init=XAVIER, up: bool = False, down: bool = False,
                  resample_filter: Sequence[int] = (1, 1), fused_resample: bool = False):  # fmt: skip
         super().__init__()
@@ -68,12 +70,11 @@ class Conv2d(nn.Module):
         return F.conv2d(x, weight, groups=channels, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        pad = self.weight.shape[-1] // 2 if self.weight is not None else 0
-        if self.resample_filter is not None:
+        pad = 0 if self.weight is None else self.weight.shape[-1] // 2
+        if self.up or self.down:
             filter_pad = (self.resample_filter.shape[-1] - 1) // 2
-            if self.fused_resample and self.down:  # convolve first, padded for the filter that follows
-                x = F.conv2d(x, self.weight, padding=pad + filter_pad)
-                return self._resample(x, 0) + self.bias.view(1, -1, 1, 1)
+            if self.fused_resample and self.weight is not None:  # convolve first, padded for the filter that follows
+                return self._resample(F.conv2d(x, self.weight, self.bias, padding=pad + filter_pad), 0)
             x = self._resample(x, filter_pad)
         return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=pad)
 
@@ -95,7 +96,7 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_heads, self.dropout, self.skip_scale, self.adaptive_scale = num_heads, dropout, skip_scale, adaptive_scale
-        resample = dict(up=up, down=down, resample_filter=resample_filter)
+        resample: dict[str, Any] = dict(up=up, down=down, resample_filter=resample_filter)
 
         self.norm0 = GroupNorm(in_channels, eps)
         self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, **resample)
@@ -138,10 +139,10 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, endpoint: bool = False):
         super().__init__()
-        self.half, self.endpoint = channels // 2, endpoint
+        self.frequencies, self.endpoint = channels // 2, endpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        exponents = torch.arange(self.half, dtype=torch.float32, device=x.device) / (self.half - self.endpoint)
+        exponents = torch.arange(self.frequencies, dtype=torch.float32, device=x.device) / (self.frequencies - self.endpoint)
         angles = torch.outer(x, (1 / 10000) ** exponents)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -154,7 +155,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        angles = torch.outer(x, 2 * math.pi * self.freqs)
+        angles = torch.outer(x, 2 * math.pi * self.get_buffer("freqs"))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -187,13 +188,13 @@ class SongUNet(nn.Module):
         _choice("decoder_type", decoder_type, ("standard", "skip"))
         self.label_dropout = label_dropout
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
-        block = dict(emb_channels=emb_channels, dropout=dropout, skip_scale=math.sqrt(0.5), eps=1e-6, adaptive_scale=False,
-                     resample_filter=resample_filter, resample_proj=True, init=XAVIER, init_zero=XAVIER_NEAR_ZERO,
-                     init_attn=XAVIER_ATTENTION)  # fmt: skip
-        resample = dict(resample_filter=resample_filter)
+        block: dict[str, Any] = dict(emb_channels=emb_channels, dropout=dropout, skip_scale=math.sqrt(0.5), eps=1e-6,
+                                     adaptive_scale=False, resample_filter=resample_filter, resample_proj=True, init=XAVIER,
+                                     init_zero=XAVIER_NEAR_ZERO, init_attn=XAVIER_ATTENTION)  # fmt: skip
+        resample: dict[str, Any] = dict(resample_filter=resample_filter)
 
-        positional = embedding_type == "positional"
-        self.map_noise = PositionalEmbedding(noise_channels, endpoint=True) if positional else FourierEmbedding(noise_channels)
+        fourier = embedding_type == "fourier"
+        self.map_noise = FourierEmbedding(noise_channels) if fourier else PositionalEmbedding(noise_channels, endpoint=True)
         self.map_label = Linear(label_dim, noise_channels, init=XAVIER) if label_dim else None
         self.map_augment = Linear(augment_dim, noise_channels, init=XAVIER, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise_channels, emb_channels, init=XAVIER)
@@ -219,7 +220,7 @@ class SongUNet(nn.Module):
                 width, heads = int(model_channels * mult), int(res in attn_resolutions)
                 self.enc[f"{res}x{res}_block{idx}"] = UNetBlock(channels, width, num_heads=heads, **block)
                 channels = width
-        skips = [module.out_channels for name, module in self.enc.items() if "aux" not in name]
+        skips: list[Any] = [module.out_channels for n, module in self.enc.items() if "aux" not in n]
 
         self.dec = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
@@ -243,8 +244,9 @@ class SongUNet(nn.Module):
         emb = self.map_noise(noise_labels)
         emb = torch.cat(emb.chunk(2, dim=1)[::-1], dim=1)  # the checkpoints expect sines first
         if self.map_label is not None and class_labels is not None:
-            labels = _drop_labels(class_labels, self.label_dropout, self.training)
-            emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
+            emb = emb + self.map_label(
+                _drop_labels(class_labels, self.label_dropout, self.training) * class_labels.shape[1] ** 0.5
+            )
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))  # (N,E)
@@ -252,7 +254,8 @@ class SongUNet(nn.Module):
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None,
                 augment_labels: Tensor | None = None) -> Tensor:  # fmt: skip
         emb = self.embed(noise_labels, class_labels, augment_labels)
-        skips, aux = [], x
+        skips: list[Tensor] = []
+        aux = x
         for name, module in self.enc.items():
             if "aux_down" in name:
                 aux = module(aux)
@@ -264,15 +267,14 @@ class SongUNet(nn.Module):
                 x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
                 skips.append(x)
 
-        image, normed = None, None
+        image: Any = 0.0  # with a skip decoder, the sum of one output per resolution
         for name, module in self.dec.items():
             if "aux_up" in name:
                 image = module(image)
             elif "aux_norm" in name:
                 normed = module(x)
             elif "aux_conv" in name:
-                output = module(F.silu(normed))
-                image = output if image is None else image + output
+                image = image + module(F.silu(normed))
             else:
                 x = module(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x, emb)
         return image
@@ -288,14 +290,14 @@ class DhariwalUNet(nn.Module):
         super().__init__()
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
-        block = dict(emb_channels=emb_channels, dropout=dropout)
+        block: dict[str, Any] = dict(emb_channels=emb_channels, dropout=dropout)
 
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, init=KAIMING_ZERO, bias=False) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb_channels, init=KAIMING)
         self.map_layer1 = Linear(emb_channels, emb_channels, init=KAIMING)
-        label_init = ("kaiming_normal", math.sqrt(label_dim), 0.0)
-        self.map_label = Linear(label_dim, emb_channels, init=label_init, bias=False) if label_dim else None
+        init = ("kaiming_normal", math.sqrt(label_dim), 0.0)
+        self.map_label = Linear(label_dim, emb_channels, init=init, bias=False) if label_dim else None
 
         self.enc = nn.ModuleDict()
         channels = int(model_channels * channel_mult[0])
@@ -310,7 +312,7 @@ class DhariwalUNet(nn.Module):
                 heads = width // 64 if res in attn_resolutions else 0
                 self.enc[f"{res}x{res}_block{idx}"] = UNetBlock(channels, width, num_heads=heads, **block)
                 channels = width
-        skips = [module.out_channels for module in self.enc.values()]
+        skips: list[Any] = [module.out_channels for module in self.enc.values()]
 
         self.dec = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):

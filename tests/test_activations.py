@@ -93,8 +93,8 @@ def test_values_are_what_a_plain_hook_sees(tiny):
 @pytest.mark.parametrize("statistic", activations.statistics())
 def test_statistics_do_not_depend_on_the_batch_size(tiny, digits, statistic):
     images = to_float(digits.images[:5])
-    a, b = (activations.measure(tiny, model="t", seeds=range(5), images=images, steps=3, statistic=statistic, parts=("conv1", "proj"),
-                                batch_size=size) for size in (2, 5))  # fmt: skip
+    what = dict(model="t", seeds=range(5), images=images, steps=3, statistic=statistic, parts=("conv1", "proj"))
+    a, b = (activations.measure(tiny, **what, batch_size=size) for size in (2, 5))
     pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-6)
     assert set(a["part"]) == {"conv1", "proj"}
     assert a["index"].max() == {"channel": 15, "bands": 3}.get(statistic, 0)

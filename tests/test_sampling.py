@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,7 +60,7 @@ def test_heun_and_one_step_on_gaussian_data():
 def test_k_step_and_two_step_follow_their_definition(tiny):
     latents, _ = sampling.draw_latents(range(2), (1, 8, 8))
     v, levels = latents * 80, sampling.generator_ladder(3).tolist()
-    for sigma, target in zip(levels, levels[1:], strict=False):
+    for sigma, target in pairwise(levels):
         x0 = tiny(v, sigma)
         v = v + (x0 - v) / sigma * (sigma - target)
     assert torch.allclose(sampling.k_step(tiny, latents, steps=3), x0, atol=1e-4)

@@ -13,8 +13,9 @@ from gdd.run import run
 from gdd.sampling import one_step
 from gdd.trainer import init_state, train, update_ema
 
-GDD = TrainConfig(objective="gdd", batch_size=16, total_images=64, lr=1e-3, d_lr=1e-3, d_channels=(8, 8, 8, 8), d_head_sizes=(8, 4),
-                  d_head_widths=(8, 8), r1_interval=2, ema_halflife_images=100, ema_rampup=0.5, seed=3)  # fmt: skip
+GDD = TrainConfig(objective="gdd", batch_size=16, total_images=64, lr=1e-3, d_lr=1e-3, d_channels=(8, 8, 8, 8),
+                  d_head_sizes=(8, 4), d_head_widths=(8, 8), r1_interval=2, ema_halflife_images=100, ema_rampup=0.5,
+                  seed=3)  # fmt: skip
 VARIANTS = {
     "edm": dict(objective="edm"),
     "gdd": {},
@@ -75,16 +76,13 @@ def test_stopped_and_resumed_equals_uninterrupted(variant, tiny, digits, backbon
 
 
 def test_a_run_folder_goes_on_where_it_was_killed(tiny, digits, backbone, tmp_path):
-    class Killed(Exception):
-        pass
-
     def kill(state):
         if state.images_seen > 32:
-            raise Killed
+            raise KeyboardInterrupt
         return {}
 
     whole = run(tmp_path / "whole", GDD, digits, tiny, [backbone], ticks=4)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", GDD, digits, tiny, [backbone], ticks=4, evaluate=kill)
     assert (tmp_path / "killed" / "state.safetensors").exists()
     killed = run(tmp_path / "killed", GDD, digits, tiny, [backbone], ticks=4)
@@ -144,8 +142,7 @@ def test_gan_loss_alone_moves_fakes_towards_the_data(tiny, digits, backbone):
     real = digits.images.float().mean() / 127.5 - 1
     latents = torch.randn(128, 1, 8, 8)
     start = init_state(config, tiny, [backbone]).generator
-    for state in train(config, digits, tiny, [backbone]):
-        pass
+    *_, state = train(config, digits, tiny, [backbone])
     with torch.no_grad():
         gap_before = (one_step(start, latents).clamp(-1, 1).mean() - real).abs()
         gap_after = (one_step(state.generator, latents).clamp(-1, 1).mean() - real).abs()
