@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Any
 
@@ -132,25 +132,10 @@ def _report(future: Future, start: float) -> None:
 
 
 def _train(name: str, profile_name: str) -> tuple[str, str]:
-    """Train one run or classifier to its folder, in a process of its own; returns a line about it."""
+    """Train one run or classifier to its folder, in a process of its own; returns its name and a line about it."""
     torch.set_num_threads(TEACHER_THREADS if name == "teacher" else 1)
-    path = _folder(name, profile_name) / "final.safetensors"
     if name in CLASSIFIERS:
-        settings, digits = CLASSIFIERS[name], load_digits()
-        assert digits.labels is not None
-        torch.manual_seed(settings.seed)
-        network = _classifier(name)
-        accuracy = train_classifier(network, digits.images, digits.labels, epochs=settings.epochs, lr=settings.lr,
-                                    seed=settings.seed)  # fmt: skip
-        tensors = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
-        metadata = {
-            "kind": f"a {name} classifier",
-            "digest": digest(name, profile_name),
-            "config": asdict(settings),
-            "accuracy": accuracy,
-        }
-        checkpoint.write_tensors(path, tensors, metadata)
-        return name, f"held-out accuracy {accuracy:.1%}"
+        return name, _train_classifier(name, profile_name)
     config = runs(profile_name, seeds=True)[name]
     if name == "teacher":
         torch.manual_seed(config.seed)
@@ -159,10 +144,24 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
         started, backbones = obtain("teacher", profile_name).denoiser, [load_classifier("digits-backbone", profile_name)]
     begin = time.monotonic()
     run(_folder(name, profile_name), config, open_images(config.data), started, backbones, dtype=torch.float16,
-        evaluate=lambda state: _evaluate(state, profile_name), name=name, digest=digest(name, profile_name))  # fmt: skip
+        evaluate=lambda state: _evaluate(state, profile_name), bar_position=(current_process()._identity or (1,))[0] - 1,
+        name=name, digest=digest(name, profile_name))  # fmt: skip
     seconds = time.monotonic() - begin
     last = obtain(name, profile_name).log.iloc[-1]
     return name, f"{int(last['images']):,} images in {seconds:.0f} s, {metric(profile_name)} {last['fd']:.2f}"
+
+
+def _train_classifier(name: str, profile_name: str) -> str:
+    settings, digits = CLASSIFIERS[name], load_digits()
+    assert digits.labels is not None
+    torch.manual_seed(settings.seed)
+    network, path = _classifier(name), _folder(name, profile_name) / "final.safetensors"
+    accuracy = train_classifier(network, digits.images, digits.labels, epochs=settings.epochs, lr=settings.lr,
+                                seed=settings.seed)  # fmt: skip
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    metadata = {"kind": "a classifier", "digest": digest(name, profile_name), "config": asdict(settings), "accuracy": accuracy}
+    checkpoint.write_tensors(path, tensors, metadata)
+    return f"held-out accuracy {accuracy:.1%}"
 
 
 def _evaluate(state: TrainState, profile_name: str) -> dict[str, float]:

@@ -104,6 +104,7 @@ def execute(name: str, profile: str, parameters: dict[str, object]) -> None:
     """Run one notebook in a fresh kernel; its executed copy lands in figures/PROFILE/notebooks, failed or not."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     executed = ROOT / "figures" / profile / "notebooks" / f"{name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +112,7 @@ def execute(name: str, profile: str, parameters: dict[str, object]) -> None:
         papermill.execute_notebook(
             str(_notebook(name)), str(executed), {"profile": profile} | parameters, kernel_name="python3",
             cwd=str(ROOT / "notebooks"), progress_bar=sys.stderr.isatty(), execution_timeout=1800, start_timeout=120,
+            config=Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}),  # not open to other users
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise RuntimeError(f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; see {executed}") from None

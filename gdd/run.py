@@ -27,10 +27,11 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 
 def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
         ticks: int = 8, evaluate: Evaluate | None = None, dtype: torch.dtype = torch.float32, fabric: Fabric | None = None,
-        progress: bool = True, **provenance: Any) -> Path:  # fmt: skip
+        bar_position: int = 0, **provenance: Any) -> Path:  # fmt: skip
     """Train, or go on training, in `folder`; returns the finished `final.safetensors`.
 
     After each of `ticks` equal parts the losses' means and `evaluate(state)` become a row of the log, and the state is saved.
+    `bar_position` keeps the progress bars of runs side by side apart; `provenance` goes into the file's metadata.
     Raises ValueError if the folder holds a run of another config, naming the fields that differ.
     """
     folder = Path(folder)
@@ -48,7 +49,7 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
 
     sums: dict[str, list[float]] = {}
     bar = tqdm(total=config.total_images, initial=state.images_seen, unit="image", unit_scale=True, desc=folder.name,
-               disable=None if progress else True)  # fmt: skip
+               position=bar_position, leave=bar_position == 0, disable=None)  # fmt: skip
     with bar:
         try:
             for _ in train(config, dataset, start, backbones, fabric=fabric, state=state):
