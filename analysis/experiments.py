@@ -26,6 +26,7 @@ from gdd.backbones import DigitsBackbone, train_classifier
 from gdd.config import TrainConfig
 from gdd.data import load_digits, open_images, to_uint8
 from gdd.denoiser import Denoiser
+from gdd.freezing import freeze
 from gdd.presets import DESK_NETWORK, HEADLINE_SEEDS, RECIPE, profile
 from gdd.run import run
 from gdd.sampling import generate
@@ -147,8 +148,9 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
         evaluate=lambda state: _evaluate(state, profile_name), bar_position=(current_process()._identity or (1,))[0] - 1,
         name=name, digest=digest(name, profile_name))  # fmt: skip
     seconds = time.monotonic() - begin
-    last = obtain(name, profile_name).log.iloc[-1]
-    return name, f"{int(last['images']):,} images in {seconds:.0f} s, {metric(profile_name)} {last['fd']:.2f}"
+    trained = obtain(name, profile_name)
+    last, frozen = trained.log.iloc[-1], freeze(trained.denoiser, config.freeze)
+    return name, f"{int(last['images']):,} images in {seconds:.0f} s, {frozen}, {metric(profile_name)} {last['fd']:.2f}"
 
 
 def _train_classifier(name: str, profile_name: str) -> str:

@@ -1,8 +1,8 @@
 """The trainer: `train(...)` is a generator that yields its state after every step; the caller logs, measures and saves.
 
 One signature for the EDM teacher, GDD, GDD-I, CD, CD-I and GDD+CD, with one- to K-step generators. Every random number of
-a step is drawn on the CPU from a stream seeded by (seed, images seen) for the whole batch, so a resumed run needs no
-random state, only its images count.
+a step comes from streams seeded by (seed, images seen), drawn on the CPU for the whole batch, so a resumed run needs no random
+state, only its images count. `train` reseeds torch's global stream at every step.
 """
 
 import dataclasses
@@ -119,6 +119,7 @@ def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequ
         engine = dataclasses.replace(engine, consistency=partial(losses.consistency_loss, distance=distance, ladder=ladder))
 
     while state.images_seen < config.total_images:
+        torch.manual_seed(_step_seed(config, state.images_seen))  # dropout draws from the global stream
         batch = draw_batch(config, dataset, state.images_seen, start.label_dim, fabric.device)
         rate = _lr_rate(config, state.images_seen)
         state.metrics = {}
@@ -195,9 +196,13 @@ def _lr_rate(config: TrainConfig, images_seen: int) -> float:
     return min(rise, fall, 1.0)
 
 
+def _step_seed(config: TrainConfig, images_seen: int) -> int:
+    return config.seed * 1_000_000_007 + images_seen
+
+
 def draw_batch(config: TrainConfig, dataset: Images, images_seen: int, label_dim: int, device: torch.device) -> Batch:
     """The step's images and noise, a function of (seed, images seen) only."""
-    stream = torch.Generator().manual_seed(config.seed * 1_000_000_007 + images_seen)
+    stream = torch.Generator().manual_seed(_step_seed(config, images_seen))
     picked = batch_indices(len(dataset), config.batch_size, images_seen // config.batch_size, config.seed)
     real = to_float(dataset.images[picked])
     labels = dataset.labels[picked].to(device) if label_dim and dataset.labels is not None else None

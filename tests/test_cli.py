@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_data import png
 
 from gdd import zoo
 
@@ -23,6 +24,9 @@ def files(tmp_path_factory):
     (folder / "notes.txt").write_text("no weights in here")
     with zipfile.ZipFile(folder / "empty.zip", "w") as archive:
         archive.writestr("readme.txt", "no images in here")
+    with zipfile.ZipFile(folder / "mixed.zip", "w") as archive:
+        archive.writestr("a.png", png((8, 8)))
+        archive.writestr("b.png", png((9, 8)))
     return folder
 
 
@@ -41,6 +45,10 @@ BAD = {
         "profile must be one of desk, smoke; got 'moon'",
     ),
     "zip without images": (["analysis.activations", "--ckpt", TEACHER, "--data", "{}/empty.zip"], "empty.zip holds no images"),
+    "mixed sizes": (
+        ["analysis.activations", "--ckpt", TEACHER, "--data", "{}/mixed.zip"],
+        "b.png is 9x8 RGB, but a.png is 8x8 RGB",
+    ),
     "unknown statistic": (
         ["analysis.activations", "--ckpt", TEACHER, "--profile", "smoke", "--statistic", "x"],
         "statistic must be one of",
