@@ -26,7 +26,7 @@ def paper_style() -> None:
     sns.set_theme(context="paper", style="ticks", font_scale=0.9)
     mpl.rcParams |= {
         "figure.dpi": 120, "savefig.dpi": 300, "savefig.bbox": "tight", "pdf.fonttype": 42, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.labelsize": 8, "xtick.labelsize": 7,
+        "axes.spines.right": False, "axes.titlesize": 8, "axes.titleweight": "bold", "axes.labelsize": 8, "xtick.labelsize": 7,
         "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
     }  # fmt: skip
 
@@ -134,6 +134,7 @@ def plot_activations_page(table: pd.DataFrame) -> Figure:
     keys = ["process", "part"]
     rows = list(table[keys].drop_duplicates().itertuples(index=False))
     figure, axes = plt.subplots(len(rows), 2, figsize=(PAGE, 2.6 * len(rows)), squeeze=False, layout="constrained")
+    letters = iter("ABCDEFGH")
     for row, (process, part) in zip(axes, rows, strict=True):
         for ax, side in zip(row, ("encoder", "decoder"), strict=True):
             chosen = table[(table["process"] == process) & (table["part"] == part) & (table["side"] == side)]
@@ -142,9 +143,17 @@ def plot_activations_page(table: pd.DataFrame) -> Figure:
                 continue
             means = chosen.groupby(["block", "depth", "step", "sigma"], as_index=False)["value"].mean()
             plot_activations(means, ax=ax)
-            ax.set_title(f"{side}, {process}" + ("" if part == "conv1" else f", {part}"), loc="left")
+            ax.set_title(f"{next(letters)}  {side}, {process}" + ("" if part == "conv1" else f", {part}"), loc="left")
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, in order", title_fontsize=7)
-    first = table.iloc[0]
-    caption(figure, f"{first['model']}: {first['statistic']} of each block's last convolution, mean over n = {first['n']} images "
-                    f"(sampling: seeds 0 to {first['n'] - 1}), min-max normalised over time steps for each block.")  # fmt: skip
+    counts = table.drop_duplicates("process").set_index("process")["n"]
+    inputs = {
+        "sampling": "sampling from seeds 0 to {last}, n = {n}",
+        "denoising": "denoising real images with noise added, n = {n}",
+    }
+    what = "; ".join(inputs[process].format(n=n, last=n - 1) for process, n in counts.items())
+    first, steps, outputs = table.iloc[0], table["step"].nunique(), " and ".join(table["part"].unique())
+    text = (
+        f"{first['model']}, EMA weights: {first['statistic']} of each block's {outputs}, mean over images, at the {steps} levels "
+    )
+    caption(figure, f"{text}of EDM's ladder, min-max normalised over them for each block ({what}).")
     return figure
