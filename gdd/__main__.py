@@ -113,7 +113,7 @@ def _changed(config: TrainConfig, changes: list[str]) -> TrainConfig:
 
 def _read(text: str, like: Any) -> Any:
     if isinstance(like, bool):
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else int("")
+        return bool(["false", "true"].index(text.lower()))
     if isinstance(like, tuple):
         return tuple(type(like[0])(part) for part in text.split(","))
     if isinstance(like, int):

@@ -67,6 +67,13 @@ class TrainConfig:
         for name in ("lr", "d_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)}")
+        for name in ("ema_halflife_images", "ema_rampup", "r1_gamma", "cd_weight", "lr_warmup_images", "lr_decay_images"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas) or len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1); got {self.betas}")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be mean or sum; got {self.reduction!r}")
         if self.objective not in ("edm", "gdd", "cd", "gdd+cd"):
             raise ValueError(f"objective must be one of edm, gdd, cd, gdd+cd; got {self.objective!r}")
         if "cd" in self.objective and self.sampler != "one-step":

@@ -47,6 +47,8 @@ def _head(in_channels: int, size: int, widths: Mapping[int, int]) -> nn.Sequenti
     channels, smallest = in_channels, min(widths)
     while size > smallest:
         size //= 2
+        if size not in widths:
+            raise ValueError(f"the discriminator's head sizes must include {size}; got {', '.join(map(str, widths))}")
         layers += [spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1)), nn.BatchNorm2d(widths[size])]
         layers += [nn.LeakyReLU(0.2)]
         channels = widths[size]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -49,6 +50,11 @@ def test_gradient_reaches_the_image_and_projections_are_fixed(backbone):
     discriminator(x)[0].sum().backward()
     assert x.grad.abs().sum() > 0
     assert all(torch.equal(a, b) for a, b in zip(before, discriminator.projections.parameters(), strict=True))
+
+
+def test_a_missing_head_size_is_named(backbone):
+    with pytest.raises(ValueError, match="head sizes must include 8; got 4"):
+        ProjectedDiscriminator([backbone], channels=(8, 8, 16, 16), head_widths={4: 16})
 
 
 def test_heads_are_spectrally_normalised(backbone):

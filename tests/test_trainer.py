@@ -157,6 +157,8 @@ def test_gan_loss_alone_moves_fakes_towards_the_data(tiny, digits, backbone):
         (dict(objective="wgan"), "objective must be one of"),
         (dict(batch_size=0), "batch_size must be at least 1; got 0"),
         (dict(lr=-1.0), "lr must be above 0; got -1.0"),
+        (dict(betas=(0.0, 1.0)), r"betas must be two numbers in \[0, 1\)"),
+        (dict(reduction="max"), "reduction must be mean or sum; got 'max'"),
         (dict(sampler="k-step:0"), "sampler must be"),
         (dict(objective="cd", sampler="k-step:2"), "sampler must be one-step"),
         (dict(d_head_sizes=(8,)), "d_head_widths"),
