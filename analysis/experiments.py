@@ -290,7 +290,7 @@ def headline(profile_name: str, *, seed_ranges: int = 3) -> pd.DataFrame:
     train_missing(names, profile_name)
     halves, n = halves_fd(profile_name), IMAGES[profile_name]
     rows = [("two halves of the digits", "-", "10 random splits", sum(halves) / len(halves), min(halves), max(halves))]
-    for name in sorted(names, key=lambda name: (name.split("@")[0] != "teacher", name)):
+    for name in sorted(names, key=lambda name: (not name.startswith("teacher"), name.split("@"))):
         run_ = obtain(name, profile_name)
         values = [fid.frechet_distance(_generated_stats(run_.path, sampler_of(run_.config), profile_name, index * n),
                                        real_stats(profile_name)) for index in range(seed_ranges)]  # fmt: skip
