@@ -161,7 +161,12 @@ def _train_classifier(name: str, profile_name: str) -> str:
     accuracy = train_classifier(network, digits.images, digits.labels, epochs=settings.epochs, lr=settings.lr,
                                 seed=settings.seed)  # fmt: skip
     tensors = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
-    metadata = {"kind": "a classifier", "digest": digest(name, profile_name), "config": asdict(settings), "accuracy": accuracy}
+    metadata = {
+        "kind": f"a {name} classifier",
+        "digest": digest(name, profile_name),
+        "config": asdict(settings),
+        "accuracy": accuracy,
+    }
     checkpoint.write_tensors(path, tensors, metadata)
     return f"held-out accuracy {accuracy:.1%}"
 

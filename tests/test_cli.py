@@ -55,7 +55,7 @@ BAD = {
     ),
     "classifier": (
         ["analysis.activations", "--ckpt", zoo.FOLDER / "digits-backbone.safetensors"],
-        "holds a classifier, not a denoiser",
+        "holds a digits-backbone classifier, not a denoiser",
     ),
     "figures profile": (["analysis.figures", "--profile", "moon"], "profile must be one of desk, smoke; got 'moon'"),
     "unknown notebook": (["analysis.figures", "--only", "fig99"], "--only takes fig02, fig03, fig04; got 'fig99'"),
@@ -112,7 +112,7 @@ def test_train_then_describe_then_sample(tmp_path):
         "gdd", "train", "--run", run, "--preset", "smoke-gdd-i", "--set", "total_images=128", "--accelerator", "cpu", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "weights frozen (81.9%)" in done.stdout
+    assert "weights frozen (85.1%)" in done.stdout
     described = call("gdd", "describe", "--ckpt", run / "final.safetensors")
     assert "trained on 128 images" in described.stdout
     assert call("gdd", "sample", "--ckpt", run / "final.safetensors", "--out", picture, "--n", "6").returncode == 0

@@ -1,6 +1,7 @@
 import dataclasses
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +11,12 @@ from gdd import checkpoint, presets, zoo
 
 mpl.use("Agg")
 SHIPPED = [*experiments.CLASSIFIERS, *experiments.runs("desk")]
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -24,8 +31,8 @@ def test_shipped_weights_are_those_of_todays_config(name):
 
 
 def test_the_zoo_is_small_and_holds_nothing_else():
-    files = sorted(zoo.FOLDER.glob("*.safetensors"))
-    assert [file.stem for file in files] == sorted(SHIPPED)
+    files = list(zoo.FOLDER.glob("*.safetensors"))
+    assert sorted(file.stem for file in files) == sorted(SHIPPED)
     assert sum(file.stat().st_size for file in files) < 8e6
     tensors, _ = checkpoint.read_tensors(zoo.path("gdd"))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
@@ -96,8 +103,6 @@ def test_activation_plot_runs_from_red_to_blue_and_from_0_to_1():
 
 
 def test_saved_figures_are_reproducible_files(tmp_path):
-    import matplotlib.pyplot as plt
-
     table = pd.DataFrame({"x": [1.0, 2.0]})
     for folder in ("a", "b"):
         figure, ax = plt.subplots()
