@@ -62,7 +62,8 @@ def main(args: Figures) -> None:
     for name in chosen:
         start = time.monotonic()
         execute(NOTEBOOKS[name][0], args.profile, parameters)
-        print(f"{name}: figures/{args.profile}/{NOTEBOOKS[name][0]}.png ({time.monotonic() - start:.0f} s)", flush=True)
+        folder = os.path.relpath(ROOT / "notebooks" / str(parameters.get("output", "../figures")) / args.profile)
+        print(f"{name}: {folder}/{NOTEBOOKS[name][0]}.png ({time.monotonic() - start:.0f} s)", flush=True)
     write_gallery(args.profile)
 
 
