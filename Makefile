@@ -26,8 +26,8 @@ lint: $(STAMP)
 bench: $(STAMP)  ## ours against named peers, as ratios in one run
 	$(RUN) -m pytest benchmarks -o testpaths=benchmarks -s
 
-clean:
-	rm -rf $(VENV) runs figures/smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+clean:  ## everything but trained runs
+	rm -rf $(VENV) figures/smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml

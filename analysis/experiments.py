@@ -7,9 +7,10 @@ so the same machine gives the same bits; independent runs share the cores.
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import current_process, get_context
@@ -115,21 +116,25 @@ def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = Fa
     rest = sorted(set(missing) - {*classifiers, *teacher}, key=lambda name: -_cost(configs[name]))
     start = time.monotonic()
     workers = min(os.cpu_count() or 1, max(len(rest), len(classifiers), 1))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for stage in (classifiers, teacher, rest):
-            for future in as_completed([pool.submit(_train, name, profile_name) for name in stage]):
-                _report(future, start)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _die_quietly) as pool:
+        try:
+            for stage in (classifiers, teacher, rest):
+                for future in as_completed([pool.submit(_train, name, profile_name) for name in stage]):
+                    name, summary = future.result()
+                    print(f"[{time.monotonic() - start:6.0f} s] trained {name}: {summary}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # else a failure waits for every run behind it
+            raise
+
+
+def _die_quietly() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was stopped, once
 
 
 def _cost(config: TrainConfig) -> float:
     """Relative training time, to start long runs first."""
     calls = int(config.sampler.split(":")[1]) if config.sampler.startswith("k-step") else 2 if ":" in config.sampler else 1
     return config.total_images * (calls + ("cd" in config.objective) + 2 * ("gdd" in config.objective))
-
-
-def _report(future: Future, start: float) -> None:
-    name, summary = future.result()
-    print(f"[{time.monotonic() - start:6.0f} s] trained {name}: {summary}", flush=True)
 
 
 def _train(name: str, profile_name: str) -> tuple[str, str]:

@@ -129,7 +129,7 @@ def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, list[pd.Series]]:
 def plot_activations_page(table: pd.DataFrame) -> Figure:
     """Figure 3 for one model: encoder and decoder side by side, one row of panels per process and part.
 
-    Statistics with an index (channels, bands) are averaged over it; the table keeps them apart.
+    Channels are averaged, and of frequency bands the mean band is drawn; the table keeps them apart.
     """
     keys = ["process", "part"]
     rows = list(table[keys].drop_duplicates().itertuples(index=False))
@@ -141,8 +141,10 @@ def plot_activations_page(table: pd.DataFrame) -> Figure:
             if chosen.empty:
                 ax.set_axis_off()
                 continue
-            means = chosen.groupby(["block", "depth", "step", "sigma"], as_index=False)["value"].mean()
-            plot_activations(means, ax=ax)
+            places = ["block", "depth", "step", "sigma"]
+            if chosen["statistic"].iloc[0] == "bands":  # shares of 1: their plain mean would say nothing
+                chosen = chosen.assign(value=chosen["value"] * chosen["index"] * chosen["index"].nunique())
+            plot_activations(chosen.groupby(places, as_index=False)["value"].mean(), ax=ax)
             ax.set_title(f"{next(letters)}  {side}, {process}" + ("" if part == "conv1" else f", {part}"), loc="left")
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, in order", title_fontsize=7)
     counts = table.drop_duplicates("process").set_index("process")["n"]

@@ -124,7 +124,7 @@ def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
             )
         tensors = read_tensors(base)[0] | tensors
     config = {k: float("inf") if v == "Infinity" else v for k, v in metadata["network"].items()}
-    denoiser = Denoiser.from_config(config, epsilon=metadata["epsilon"])
+    denoiser = Denoiser.from_config(config, epsilon=metadata.get("epsilon", 0.0))
     wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:

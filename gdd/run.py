@@ -36,7 +36,8 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
     """
     folder = Path(folder)
     final = folder / "final.safetensors"
-    _check_config(folder, config)
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    _check_config(folder, wanted)
     if final.exists():
         return final
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
@@ -44,6 +45,8 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
     saved, log = folder / "state.safetensors", []
     if saved.exists():
         log = checkpoint.load_state(saved, state)["log"]
+    training = train(config, dataset, start, backbones, fabric=fabric, state=state)
+    checkpoint.write_atomically(folder / "config.json", json.dumps(wanted, indent=1).encode())
     steps = -(-config.total_images // config.batch_size)
     tick_steps = {-(-steps * (tick + 1) // ticks) for tick in range(ticks)}
 
@@ -52,7 +55,7 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
                position=bar_position, leave=bar_position == 0, disable=None)  # fmt: skip
     with bar:
         try:
-            for _ in train(config, dataset, start, backbones, fabric=fabric, state=state):
+            for _ in training:
                 for name, value in state.metrics.items():
                     sums.setdefault(name, []).append(value)
                 bar.update(config.batch_size)
@@ -82,11 +85,9 @@ def _write_log(folder: Path, log: list[dict[str, float]]) -> None:
     checkpoint.write_atomically(folder / "log.csv", pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode())
 
 
-def _check_config(folder: Path, config: TrainConfig) -> None:
+def _check_config(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / "config.json"
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     if not path.exists():
-        checkpoint.write_atomically(path, json.dumps(wanted, indent=1).encode())
         return
     try:
         found = json.loads(path.read_text())

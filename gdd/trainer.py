@@ -99,7 +99,8 @@ def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequ
           fabric: Fabric | None = None, state: TrainState | None = None) -> Iterator[TrainState]:  # fmt: skip
     """Train until `config.total_images`, yielding the one `TrainState` after every step.
 
-    `state` resumes a loaded one. Raises FloatingPointError at a loss that is not finite, before any weight changes.
+    `state` resumes a loaded one. Raises ValueError at once if data and network do not fit, and while it runs FloatingPointError
+    at a loss that is not finite, before any weight changes.
     """
     expected = (start.channels, start.resolution, start.resolution)
     if tuple(dataset.images.shape[1:]) != expected:
@@ -118,9 +119,14 @@ def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequ
         ladder = generator_ladder(config.cd_steps).flip(0).to(fabric.device, torch.float32)  # ascending sigma(0..N)
         engine = dataclasses.replace(engine, consistency=partial(losses.consistency_loss, distance=distance, ladder=ladder))
 
+    return _loop(engine, state, dataset)
+
+
+def _loop(engine: _Engine, state: TrainState, dataset: Images) -> Iterator[TrainState]:
+    config = engine.config
     while state.images_seen < config.total_images:
         torch.manual_seed(_step_seed(config, state.images_seen))  # dropout draws from the global stream
-        batch = draw_batch(config, dataset, state.images_seen, start.label_dim, fabric.device)
+        batch = draw_batch(config, dataset, state.images_seen, engine.teacher.label_dim, engine.fabric.device)
         rate = _lr_rate(config, state.images_seen)
         state.metrics = {}
         fake = generator_step(engine, batch, rate, state.metrics)

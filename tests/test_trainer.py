@@ -169,7 +169,8 @@ def test_contradictory_configs_are_refused(change, message):
         dataclasses.replace(GDD, **change)
 
 
-def test_data_of_another_size_is_refused(tiny, digits, backbone):
+def test_data_of_another_size_is_refused(tiny, digits, backbone, tmp_path):
     wide = dataclasses.replace(digits, images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"\(3, 8, 8\), the network expects \(1, 8, 8\)"):
-        next(train(GDD, wide, tiny, [backbone]))
+        run(tmp_path / "run", GDD, wide, tiny, [backbone])
+    assert not (tmp_path / "run").exists()
