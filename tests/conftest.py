@@ -12,6 +12,9 @@ TINY = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_chann
             attn_resolutions=[4], dropout=0.0)  # fmt: skip
 
 
+torch.set_num_threads(1)  # tiny networks gain nothing from more, and suffer where cores are shared
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
