@@ -3,6 +3,7 @@
 Sizes are print sizes: a text column is 3.4 in wide, a page 7.0 in; text is 7 to 9 pt.
 """
 
+import io
 from pathlib import Path
 
 import matplotlib as mpl
@@ -34,10 +35,20 @@ def paper_style() -> None:
 def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str) -> None:
     """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an unchanged file."""
     folder = Path(folder)
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    for kind, content in {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}.items():
+        partial = folder / f".{name}.{kind}"
+        try:
+            partial.write_bytes(content)
+            partial.replace(folder / f"{name}.{kind}")  # whole or not at all
+        except OSError as error:
+            raise OSError(f"cannot write {folder / name}.{kind}: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def caption(figure: Figure, text: str) -> None:

@@ -1,6 +1,7 @@
 """python -m gdd train | sample | describe"""
 
 import dataclasses
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -142,8 +143,9 @@ def sample(args: Sample) -> None:
     c, h, w = images.shape[1:]
     grid = torch.cat([images, blank]).view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
     picture = Image.fromarray(grid.squeeze(2).numpy() if c == 1 else grid.numpy())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * args.zoom, picture.height * args.zoom), Image.Resampling.NEAREST).save(args.out)
+    content = io.BytesIO()
+    picture.resize((picture.width * args.zoom, picture.height * args.zoom), Image.Resampling.NEAREST).save(content, "png")
+    checkpoint.write_atomically(args.out, content.getvalue())
     print(f"{args.out}: {len(images)} images, seeds {seeds.start} to {seeds.stop - 1}, {args.sampler or default}")
 
 

@@ -24,14 +24,16 @@ FORMAT = "gdd-1"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one. Leaves nothing behind on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -48,8 +50,9 @@ def digest_of(*parts: Any) -> str:
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Tensors and JSON-able metadata as one safetensors file."""
-    text = {"format": FORMAT} | {key: json.dumps(value) for key, value in metadata.items()}
-    write_atomically(Path(path), save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, text))
+    text = json.dumps(metadata)  # one entry: safetensors writes several in no set order, and equal runs make equal files
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(Path(path), save(content, {FORMAT: text}))
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -88,9 +91,9 @@ def _kind(path: Path) -> str:
 
 def _metadata(file, path: Path | str) -> dict[str, Any]:
     raw = file.metadata() or {}
-    if raw.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file of another program: its metadata lacks format {FORMAT}")
-    return {key: json.loads(value) for key, value in raw.items() if key != "format"}
+    if FORMAT not in raw:
+        raise ValueError(f"{path} is a safetensors file of another program: its metadata has no entry {FORMAT}")
+    return json.loads(raw[FORMAT])
 
 
 def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | None = None, dtype: torch.dtype = torch.float32,
