@@ -166,7 +166,8 @@ def main(args: Activations) -> None:
     folder = args.out or Path("figures") / args.profile
     paper_style()
     save_figure(plot_activations_page(table), table, folder, f"activations-{name}")
-    print(f"{folder / f'activations-{name}'}.csv, .png, .pdf: {len(table)} rows, {table['block'].nunique()} blocks, n = {n}")
+    blocks = len(table.drop_duplicates(["side", "block"]))
+    print(f"{folder / f'activations-{name}'}.csv, .png, .pdf: {len(table)} rows, {blocks} blocks, n = {n}")
 
 
 if __name__ == "__main__":
