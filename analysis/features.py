@@ -4,12 +4,8 @@ Another seed, another architecture (5x5 kernels, GELU, no batch norm) and no wei
 `gdd.backbones.DigitsBackbone`, so the discriminator's backbone never grades its own work.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-
 import torch
 from torch import Tensor, nn
-
-Extractor = Callable[[Tensor], Tensor]
 
 
 class DigitsFeatures(nn.Module):
@@ -30,10 +26,3 @@ class DigitsFeatures(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         return self.classifier(self.layers(x))
-
-
-@torch.inference_mode()
-def stream(extractor: Extractor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Features (n,d), batch by batch."""
-    for batch in batches:
-        yield extractor(batch)

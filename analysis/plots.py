@@ -1,6 +1,6 @@
 """Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no file but by `save_figure`.
 
-Sizes are print sizes: a text column is 3.4 in wide, a page 7.0 in; text is 7 to 9 pt.
+Sizes are print sizes: a page is 7.0 in wide, text 7 or 8 pt.
 """
 
 import io
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-COLUMN, PAGE = 3.4, 7.0  # inches
+PAGE = 7.0  # inches
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")

@@ -137,9 +137,10 @@ def sample(args: Sample) -> None:
         raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
     seeds = range(args.first_seed, args.first_seed + args.n)
     images = torch.cat([to_uint8(batch) for batch in generate(denoiser, seeds, sampler=args.sampler or default)])
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=128)  # a grey frame keeps neighbours apart
     columns = -(-len(images) // max(int(len(images) ** 0.5), 1))
     rows = -(-len(images) // columns)
-    blank = torch.full((rows * columns - len(images), *images.shape[1:]), 255, dtype=torch.uint8)
+    blank = torch.full((rows * columns - len(images), *images.shape[1:]), 128, dtype=torch.uint8)
     c, h, w = images.shape[1:]
     grid = torch.cat([images, blank]).view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
     picture = Image.fromarray(grid.squeeze(2).numpy() if c == 1 else grid.numpy())

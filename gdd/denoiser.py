@@ -49,7 +49,6 @@ class Denoiser(nn.Module):
         self.resolution, self.channels = config["img_resolution"], config["img_channels"]
         self.label_dim = config.get("label_dim", 0)
         self.sigma_data = config.get("sigma_data", 0.5)
-        self.sigma_min, self.sigma_max = config.get("sigma_min", 0.0), config.get("sigma_max", float("inf"))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, epsilon: float = 0.0) -> "Denoiser":
