@@ -60,6 +60,49 @@ class DigitsBackbone(Backbone):
         return self.classifier(self(x)[-1].flatten(1))
 
 
+class TimmBackbone(Backbone):
+    """An ImageNet network of timm, CNN or ViT, by its last four feature levels; images are brought to 224 pixels.
+
+    For VGG16-BN and EfficientNet-lite0 these are the paper's taps (METHOD section 4). A ViT's maps all have one size: those of four
+    evenly spread blocks are resized to a pyramid. `weights` is a safetensors file of timm's; None leaves random weights.
+    """
+
+    map_sizes = (128, 64, 32, 16)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: Path | str | None = None):
+        super().__init__()
+        import timm
+
+        try:
+            self.network = timm.create_model(name, pretrained=False, checkpoint_path=str(weights or ""))
+        except RuntimeError as error:  # an unknown name, or weights of another network
+            raise ValueError(f"backbone {name}: {str(error).splitlines()[0]}") from None
+        levels = self.network.feature_info
+        reductions = [level["reduction"] for level in levels]
+        self.pyramid, depth = len(set(reductions)) == 1, len(levels)
+        if self.pyramid:
+            self.taps = [depth * k // 4 - 1 for k in (1, 2, 3, 4)]
+        else:  # VGG's last level is a pooling, which the paper leaves out
+            self.taps = [k for k in range(depth) if not levels[k]["module"].startswith("features.43")][-4:]
+        self.tap_channels = [levels[k]["num_chs"] for k in self.taps]
+        self.network.prune_intermediate_layers(self.taps, prune_norm=True, prune_head=True)
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(self.network.pretrained_cfg[key])[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = ((x + 1) / 2 - self.mean) / self.std
+        if x.shape[-1] < 224:
+            x = F.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
+        taps = self.network.forward_intermediates(x, indices=self.taps, intermediates_only=True)
+        if self.pyramid:
+            scales = (4, 2, 1, 0.5)
+            taps = [tap if scale == 1 else F.interpolate(tap, scale_factor=scale, mode="bilinear", align_corners=False)
+                    for tap, scale in zip(taps, scales, strict=True)]  # fmt: skip
+        return taps
+
+
 def tap_distance(backbone: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     """LPIPS-like distance (N,): per tap, squared difference of channel-normalised features, averaged over pixels, summed."""
     distance = torch.zeros(len(a), device=a.device)

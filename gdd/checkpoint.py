@@ -1,6 +1,6 @@
 """Weights on disk: safetensors with a JSON config inside; no file can run code, and none is ever half-written.
 
-A run file holds one denoiser, its network config, and what made it. A file may hold only the tensors that differ from
+`load` also takes the network pickles of EDM, GDD and D2O, which `convert` turns into files of ours. A run file holds one denoiser, its network config, and what made it. A file may hold only the tensors that differ from
 a `base` file beside it: a GDD-I generator is its teacher and a fifth of the weights. `save_state` keeps a whole training
 state for resuming.
 """
@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gdd.denoiser import Denoiser
+from gdd.edm_pickle import read_network
 
 FORMAT = "gdd-1"
 
@@ -40,7 +41,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def digest(path: Path | str) -> str:
     """First 16 hex digits of the file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def digest_of(*parts: Any) -> str:
@@ -69,21 +71,27 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _open(path: Path | str):
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist" if not path.exists() else f"checkpoint {path} is a folder")
+    head = _head(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors checkpoint but {_kind(path)} ({error})") from None
+        raise ValueError(f"{path} is not a safetensors checkpoint but {_kind(head)} ({error})") from None
 
 
-def _kind(path: Path) -> str:
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist" if not path.exists() else f"checkpoint {path} is a folder")
     with path.open("rb") as file:
-        head = file.read(64)
+        return file.read(64)
+
+
+def _kind(head: bytes) -> str:
     if not head:
         return "an empty file"
-    if head.startswith((b"\x80", b"PK")):
-        return "a pickle or zip archive, which is never opened here"
+    if head.startswith(b"\x80"):
+        return "a pickle"
+    if head.startswith(b"PK"):
+        return "a zip archive, perhaps of torch.save, which is not opened here; give the network pickle"
     if head.isascii() and all(chr(byte).isprintable() or chr(byte).isspace() for byte in head):
         return "a text file"
     return "a damaged or foreign file"
@@ -104,20 +112,43 @@ def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | No
         kept, _ = read_tensors(base)
         tensors = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor.cpu(), kept[name])}
         metadata |= {"base": Path(base).name, "base_digest": digest(base)}
-    config = {k: "Infinity" if v == float("inf") else v for k, v in denoiser.config.items()}
-    write_tensors(path, tensors, {"network": config, "epsilon": denoiser.epsilon} | metadata)
+    write_tensors(path, tensors, {"network": _plain(denoiser.config), "epsilon": denoiser.epsilon} | metadata)
 
 
 def load(path: Path | str) -> Denoiser:
-    """The denoiser of a run file, float32, frozen, in eval mode."""
+    """The denoiser of a run file, or of an EDM, GDD or D2O network pickle: float32, frozen, in eval mode."""
     return load_with_metadata(path)[0]
 
 
 def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
     """`(denoiser, metadata)`; raises FileNotFoundError or ValueError with what is wrong with the file."""
-    path = Path(path)
+    tensors, metadata = _read(Path(path))
+    return _build(path, tensors, metadata), metadata
+
+
+def convert(source: Path | str, target: Path | str) -> Denoiser:
+    """Write a network file of either format as one file of ours: the stored values, the config, and where they came from.
+
+    Returns the denoiser. Raises FileExistsError rather than overwrite, and whatever `load` would say of the source.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; name another file or delete it")
+    tensors, metadata = _read(source)
+    denoiser = _build(source, tensors, metadata)
+    kept = {key: value for key, value in metadata.items() if not key.startswith("base")}
+    provenance = {"network": _plain(denoiser.config), "source": {"file": source.name, "digest": digest(source)}}
+    write_tensors(target, {name: tensor.clone() for name, tensor in tensors.items()}, kept | provenance)
+    return denoiser
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a network file of either format, with what its `base` holds."""
+    head = _head(path)
+    if head[:1] == b"\x80" and head[4:9] != b"\0\0\0\0{":  # safetensors begins with its header's length, which may look alike
+        return read_network(path)
     tensors, metadata = read_tensors(path)
-    if "network" not in metadata:
+    if not isinstance(metadata.get("network"), dict):
         raise ValueError(f"{path} holds {metadata.get('kind', 'no denoiser')}, not a denoiser")
     if "base" in metadata:
         base = path.with_name(metadata["base"])
@@ -126,15 +157,31 @@ def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
                 f"{path} needs {base} with digest {metadata['base_digest']} beside it; it is missing or another file"
             )
         tensors = read_tensors(base)[0] | tensors
-    config = {k: float("inf") if v == "Infinity" else v for k, v in metadata["network"].items()}
-    denoiser = Denoiser.from_config(config, epsilon=metadata.get("epsilon", 0.0))
+    return tensors, metadata
+
+
+def _build(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Denoiser:
+    """The denoiser that `metadata` describes, with copies of `tensors`; what a file claims is held against what it has."""
+    try:
+        config = {k: float("inf") if v == "Infinity" else v for k, v in metadata["network"].items()}
+        with torch.device("meta"):  # shapes only, no memory yet
+            denoiser = Denoiser.from_config(config, epsilon=metadata.get("epsilon", 0.0))
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise ValueError(f"{path} has a config that makes no network: {error}") from None
     wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()))
         raise ValueError(f"{path} does not fit its own config: {len(odd)} tensors differ, first {odd[0][0]} {list(odd[0][1])}")
-    denoiser.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
-    return denoiser.eval().requires_grad_(False), metadata
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} holds values that are not finite in {len(broken)} tensors, first {broken[0]}")
+    denoiser.load_state_dict(weights, assign=True)
+    return denoiser.eval().requires_grad_(False)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: "Infinity" if value == float("inf") else value for name, value in config.items()}
 
 
 def save_state(path: Path | str, state, **metadata: Any) -> None:
@@ -163,8 +210,13 @@ def load_state(path: Path | str, state) -> dict[str, Any]:
 
 
 def _modules(state) -> dict[str, torch.nn.Module]:
-    modules = {"generator": state.generator, "ema": state.ema, "discriminator": state.discriminator}
-    return {name: module for name, module in modules.items() if module is not None}
+    modules = {"generator": state.generator, "ema": state.ema}
+    if state.discriminator is not None:  # without its backbones, which have files of their own
+        parts = {"projections": state.discriminator.projections, "heads": state.discriminator.heads}
+        if state.discriminator.classes is not None:
+            parts["classes"] = state.discriminator.classes
+        modules["discriminator"] = torch.nn.ModuleDict(parts)
+    return modules
 
 
 def _optimizers(state) -> dict[str, torch.optim.Optimizer]:

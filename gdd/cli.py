@@ -15,7 +15,8 @@ def run_cli(arguments: Any, main: Callable[[Any], None]) -> None:
     are a run that failed: exit code 1. GDD_DEBUG=1 shows the traceback instead.
     """
     try:
-        main(tyro.cli(arguments))
+        module = getattr(sys.modules["__main__"], "__spec__", None)
+        main(tyro.cli(arguments, prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None))
     except (ValueError, OSError) as error:
         _fail(error, 2)
     except (RuntimeError, FloatingPointError) as error:

@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from gdd.unet import NETWORKS
 
 GENERATOR_EPSILON = 0.002
+# what a file may ask of a network: far beyond any that was trained, and short of what would exhaust a machine
+_RANGES: dict[str, tuple[float, float]] = {
+    "img_resolution": (1, 4096), "img_channels": (1, 256), "label_dim": (0, 1_000_000), "augment_dim": (0, 1_000),
+    "model_channels": (1, 8192), "channel_mult_emb": (1, 64), "channel_mult_noise": (1, 64), "num_blocks": (1, 64),
+    "channel_mult": (0.01, 64), "attn_resolutions": (1, 4096), "resample_filter": (-1e6, 1e6), "sigma_data": (1e-6, 1e6),
+    "dropout": (0, 1), "label_dropout": (0, 1),
+}  # fmt: skip
+_LISTS = {"channel_mult": 16, "attn_resolutions": 16, "resample_filter": 64}  # and their greatest lengths
+_REALS = {"channel_mult", "resample_filter", "sigma_data", "dropout", "label_dropout"}
 PRECOND_ARGUMENTS = {
     "img_resolution",
     "img_channels",
@@ -55,6 +64,7 @@ class Denoiser(nn.Module):
         """Build from EDMPrecond's keyword arguments. Raises ValueError naming a missing, unknown or wrong one."""
         if missing := {"img_resolution", "img_channels"} - config.keys():
             raise ValueError(f"network config lacks {', '.join(sorted(missing))}")
+        _check_ranges(config)
         model_type = config.get("model_type", "DhariwalUNet")
         if model_type not in NETWORKS:
             raise ValueError(f"model_type must be one of {', '.join(NETWORKS)}; got {model_type!r}")
@@ -98,3 +108,13 @@ class Denoiser(nn.Module):
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+
+def _check_ranges(config: Mapping[str, Any]) -> None:
+    for name in config.keys() & _RANGES.keys():
+        value, (low, high) = config[name], _RANGES[name]
+        values = [value] if name not in _LISTS else value if isinstance(value, list | tuple) else [None]
+        kinds = (int, float) if name in _REALS else (int,)
+        if not all(type(v) in kinds and low <= v <= high for v in values) or not len(values) <= _LISTS.get(name, 1):
+            wanted = f"{'numbers' if name in _REALS else 'integers'} from {low:g} to {high:g}"
+            raise ValueError(f"{name} must be {'a list of ' if name in _LISTS else 'one of the '}{wanted}; got {str(value)[:100]}")

@@ -11,6 +11,7 @@ from gdd.backbones import Backbone
 
 # trained head width at each nominal map size (METHOD section 4)
 HEAD_WIDTHS = {64: 64, 32: 128, 16: 256, 8: 512}
+CLASS_CHANNELS = 64
 
 
 class RandomProjection(nn.Module):
@@ -41,7 +42,7 @@ class RandomProjection(nn.Module):
         return maps
 
 
-def _head(in_channels: int, size: int, widths: Mapping[int, int]) -> nn.Sequential:
+def _head(in_channels: int, size: int, widths: Mapping[int, int], out_channels: int) -> nn.Sequential:
     """Stride-2 convolutions down to the smallest size in `widths`, then one convolution to a map of logits."""
     layers: list[nn.Module] = []
     channels, smallest = in_channels, min(widths)
@@ -53,17 +54,19 @@ def _head(in_channels: int, size: int, widths: Mapping[int, int]) -> nn.Sequenti
         layers += [nn.LeakyReLU(0.2)]
         channels = widths[size]
     kernel = min(4, size)
-    return nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels, 1, kernel, bias=False)), nn.Flatten())
+    return nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels, out_channels, kernel, bias=False)))
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Images (N,C,H,W) in [-1,1] -> one tensor of logits (N,L) per backbone.
+    """Images (N,C,H,W) in [-1,1], and with `label_dim` their classes (N,), -> one tensor of logits (N,L) per backbone.
 
-    The backbones stay frozen and in eval mode whatever `train()` is asked for.
+    With classes a head ends in `CLASS_CHANNELS` channels, whose product with a trained embedding of the class, over the root of
+    their number, is the logit (Miyato & Koyama 2018, arXiv:1802.05637). The backbones stay frozen and in eval mode whatever
+    `train()` is asked for.
     """
 
     def __init__(self, backbones: Sequence[Backbone], *, channels: Sequence[int] = (64, 128, 256, 512),
-                 head_widths: Mapping[int, int] = HEAD_WIDTHS):  # fmt: skip
+                 head_widths: Mapping[int, int] = HEAD_WIDTHS, label_dim: int = 0):  # fmt: skip
         super().__init__()
         self.backbones = nn.ModuleList(backbones).requires_grad_(False)
         projections = [RandomProjection(backbone.tap_channels, channels) for backbone in backbones]
@@ -71,16 +74,25 @@ class ProjectedDiscriminator(nn.Module):
         self.heads = nn.ModuleList()
         for backbone, projection in zip(backbones, projections, strict=True):
             sizes = zip(projection.out_channels, backbone.map_sizes, strict=True)
-            self.heads.append(nn.ModuleList(_head(width, size, head_widths) for width, size in sizes))
+            last = CLASS_CHANNELS if label_dim else 1
+            self.heads.append(nn.ModuleList(_head(width, size, head_widths, last) for width, size in sizes))
+        self.classes = nn.Embedding(label_dim, CLASS_CHANNELS) if label_dim else None
 
     def train(self, mode: bool = True) -> "ProjectedDiscriminator":
         super().train(mode)
         self.backbones.eval()
         return self
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         logits = []
         for backbone, project, heads in zip(self.backbones, self.projections, self.heads, strict=True):
             maps = zip(heads.children(), project(backbone(x)), strict=True)
-            logits.append(torch.cat([head(features) for head, features in maps], dim=1))  # (N,L)
+            logits.append(torch.cat([self._logits(head(features), labels) for head, features in maps], dim=1))  # (N,L)
         return logits
+
+    def _logits(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        if self.classes is None:
+            return x.flatten(1)
+        if labels is None:
+            raise ValueError("a class-conditional discriminator needs labels")
+        return torch.einsum("nchw,nc->nhw", x, self.classes(labels)).flatten(1) / CLASS_CHANNELS**0.5

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 def _draw(shape: Sequence[int], fans: tuple[int, int], init: tuple[str, float, float], *, bias: bool) -> nn.Parameter:
     """A parameter drawn as `init = (distribution, weight gain, bias gain)` says; `fans = (fan_in, fan_out)`."""
+    if torch.get_default_device().type == "meta":  # shapes only; arithmetic there costs a second of torch's imports
+        return nn.Parameter(torch.empty(*shape))
     name, weight_gain, bias_gain = init
     variance = {"xavier_uniform": 2 / (fans[0] + fans[1]), "kaiming_uniform": 1 / fans[0], "kaiming_normal": 1 / fans[0]}[name]
     unit = torch.randn(*shape) if name.endswith("normal") else (torch.rand(*shape) * 2 - 1) * math.sqrt(3)
@@ -57,8 +60,9 @@ class Conv2d(nn.Module):
         fans = (in_channels * kernel**2, out_channels * kernel**2)
         self.weight = _draw([out_channels, in_channels, kernel, kernel], fans, init, bias=False) if kernel else None
         self.bias = _draw([out_channels], fans, init, bias=True) if kernel else None
-        taps = torch.tensor(resample_filter, dtype=torch.float32)
-        self.register_buffer("resample_filter", torch.outer(taps, taps)[None, None] / taps.sum() ** 2 if up or down else None)
+        taps = np.array(resample_filter, dtype=np.float32)
+        kernel2d = torch.from_numpy(np.outer(taps, taps)[None, None] / taps.sum() ** 2) if up or down else None
+        self.register_buffer("resample_filter", kernel2d)
 
     def _resample(self, x: Tensor, padding: int) -> Tensor:
         channels = x.shape[1]
@@ -150,7 +154,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, scale: float = 16.0):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.register_buffer("freqs", torch.empty(channels // 2).normal_(std=scale))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, 2 * math.pi * self.get_buffer("freqs"))

@@ -1,6 +1,11 @@
-"""Named configurations, as data. `desk` is the paper at the scale of two CPU cores; `smoke` the same runs, a few steps each."""
+"""Named configurations, as data. `desk` is the paper at the scale of two CPU cores; `smoke` the same runs, a few steps each.
 
-from dataclasses import replace
+The paper's own five profiles (METHOD section 5) name a public teacher checkpoint, pretrained backbones and a prepared data set,
+each with the place where it is expected.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gdd.config import TrainConfig
@@ -46,6 +51,71 @@ SMOKE = {name: replace(config, total_images=256, batch_size=64, lr_decay_images=
 PROFILES = {"desk": DESK, "smoke": SMOKE}
 
 
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A public EDM checkpoint: its network, the number of parameters, and GDD-I's frozen share in per cent (both measured)."""
+
+    name: str
+    network: dict[str, Any]
+    parameters: int
+    frozen_percent: float
+
+
+_VP: dict[str, Any] = dict(model_type="SongUNet", augment_dim=9, model_channels=128)
+_VE = _VP | dict(embedding_type="fourier", encoder_type="residual", channel_mult_noise=2, resample_filter=[1, 3, 3, 1])
+_CIFAR: dict[str, Any] = dict(img_resolution=32, img_channels=3, channel_mult=[2, 2, 2])
+_FACES: dict[str, Any] = dict(img_resolution=64, img_channels=3, channel_mult=[1, 2, 2, 2])
+_ADM: dict[str, Any] = dict(img_resolution=64, img_channels=3, label_dim=1000, model_type="DhariwalUNet")
+
+TEACHERS = {
+    teacher.name: teacher
+    for teacher in (
+        Teacher("edm-cifar10-32x32-uncond-vp", _VP | _CIFAR, 55_733_891, 85.4),
+        Teacher("edm-cifar10-32x32-uncond-ve", _VE | _CIFAR, 56_397_827, 84.4),
+        Teacher("edm-cifar10-32x32-cond-ve", _VE | _CIFAR | dict(label_dim=10), 56_400_643, 84.4),
+        Teacher("edm-afhqv2-64x64-uncond-ve", _VE | _FACES, 62_761_091, 83.8),
+        Teacher("edm-ffhq-64x64-uncond-ve", _VE | _FACES, 62_761_091, 83.8),
+        Teacher("edm-imagenet-64x64-cond-adm", _ADM, 295_899_267, 78.8),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A row of METHOD's table: what GDD starts from, what it is trained on, and what judges it."""
+
+    teacher: str  # of TEACHERS
+    backbones: tuple[str, ...]  # timm names
+    reference: str  # name of EDM's reference statistics
+    gdd: TrainConfig
+
+    @property
+    def runs(self) -> dict[str, TrainConfig]:
+        return {"gdd": self.gdd, "gdd-i": replace(self.gdd, freeze="gdd-i")}
+
+
+CHECKPOINTS, DATASETS = Path("checkpoints"), Path("datasets")  # where files are expected, below the current folder
+VGG, LITE, DEIT = "vgg16_bn", "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
+
+
+def _paper(teacher: str, backbone: str, data: str, **changes: Any) -> Profile:
+    config = TrainConfig(data=str(DATASETS / f"{data}.zip"), seed=42, **changes)
+    return Profile(f"edm-{teacher}", (backbone, LITE), data, config)
+
+
+_FACES_RATES: dict[str, Any] = dict(lr=2e-5, d_lr=4e-5, total_images=10_000_000)
+PAPER = {
+    "cifar10": _paper("cifar10-32x32-uncond-ve", VGG, "cifar10-32x32"),
+    "cifar10-cond": _paper("cifar10-32x32-cond-ve", VGG, "cifar10-32x32"),
+    "afhqv2": _paper("afhqv2-64x64-uncond-ve", DEIT, "afhqv2-64x64", **_FACES_RATES),
+    "ffhq": _paper("ffhq-64x64-uncond-ve", DEIT, "ffhq-64x64", **_FACES_RATES),
+    "imagenet64": _paper("imagenet-64x64-cond-adm", DEIT, "imagenet-64x64", batch_size=512, lr=8e-6, d_lr=4e-5,
+                         total_images=10_000_000, ema_halflife_images=50_000_000),
+}  # fmt: skip
+
+
 def profile(name: str) -> dict[str, TrainConfig]:
     """The runs of a profile by name. Raises ValueError listing what there is."""
     if name not in PROFILES:
@@ -53,9 +123,16 @@ def profile(name: str) -> dict[str, TrainConfig]:
     return PROFILES[name]
 
 
-def preset(name: str) -> TrainConfig:
-    """`desk-gdd-i` is run gdd-i of profile desk. Raises ValueError listing what there is."""
-    presets = {f"{prefix}-{run}": config for prefix, runs in PROFILES.items() for run, config in runs.items()}
-    if name not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}; got {name!r}")
-    return presets[name]
+def preset(name: str) -> tuple[TrainConfig, Profile | None]:
+    """`desk-gdd-i` is run gdd-i of profile desk, `ffhq-gdd` run gdd of the paper's profile ffhq; GDD is D2O, GDD-I D2O-F.
+
+    Returns the config, and the paper's profile it belongs to, if one. Raises ValueError listing what there is.
+    """
+    known: dict[str, tuple[TrainConfig, Profile | None]] = {
+        **{f"{prefix}-{run}": (config, None) for prefix, runs in PROFILES.items() for run, config in runs.items()},
+        **{f"{prefix}-{run}": (config, row) for prefix, row in PAPER.items() for run, config in row.runs.items()},
+    }
+    plain = name.replace("d2o-f", "gdd-i").replace("d2o", "gdd")
+    if plain not in known:
+        raise ValueError(f"preset must be one of {', '.join(known)}; got {name!r}")
+    return known[plain]

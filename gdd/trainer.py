@@ -82,6 +82,7 @@ def init_state(config: TrainConfig, start: Denoiser, backbones: Sequence[Backbon
                 backbones,
                 channels=config.d_channels,
                 head_widths=dict(zip(config.d_head_sizes, config.d_head_widths, strict=True)),
+                label_dim=start.label_dim,
             )
         # lazy R1 runs once per interval, so lr and betas shrink alike (Karras et al. 2020, appendix B)
         lazy = config.r1_interval / (config.r1_interval + 1)
@@ -105,16 +106,18 @@ def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequ
     expected = (start.channels, start.resolution, start.resolution)
     if tuple(dataset.images.shape[1:]) != expected:
         raise ValueError(f"data {dataset.name} has images {tuple(dataset.images.shape[1:])}, the network expects {expected}")
+    if start.label_dim and not 0 < dataset.label_dim <= start.label_dim:
+        raise ValueError(f"data {dataset.name} has {dataset.label_dim or 'no'} classes, the network expects {start.label_dim}")
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     state = state or init_state(config, start, backbones)
     fabric.to_device(state.ema)
     generator, optimizer = fabric.setup(state.generator, state.optimizer)
-    fabric.to_device(start.eval())
     engine = _Engine(fabric, config, generator, optimizer, start)
     if state.discriminator is not None and state.d_optimizer is not None:
         discriminator, d_optimizer = fabric.setup(state.discriminator.train(), state.d_optimizer)
         engine = dataclasses.replace(engine, discriminator=discriminator, d_optimizer=d_optimizer)
     if "cd" in config.objective:
+        fabric.to_device(start.eval())
         distance = partial(tap_distance, fabric.to_device(backbones[0].eval()))
         ladder = generator_ladder(config.cd_steps).flip(0).to(fabric.device, torch.float32)  # ascending sigma(0..N)
         engine = dataclasses.replace(engine, consistency=partial(losses.consistency_loss, distance=distance, ladder=ladder))
@@ -146,11 +149,12 @@ def generator_step(engine: _Engine, batch: Batch, rate: float, metrics: dict[str
         loss = losses.edm_loss(engine.generator, batch.real, batch.sigma, batch.noise, batch.labels, sigma_data=sigma_data)
         total = total + _note(metrics, "loss_edm", loss).mean()
     if engine.discriminator is not None:
-        engine.discriminator.heads.requires_grad_(False)
+        trained = engine.d_optimizer.param_groups[0]["params"]
+        _require_grad(trained, False)
         fake = parse_sampler(config.sampler)(engine.generator, batch.latents, labels=batch.labels)
-        loss = _note(metrics, "loss_g", losses.generator_loss(engine.discriminator(fake)))
+        loss = _note(metrics, "loss_g", losses.generator_loss(engine.discriminator(fake, batch.labels)))
         total = total + (loss.mean() if config.reduction == "mean" else loss.sum())
-        engine.discriminator.heads.requires_grad_(True)
+        _require_grad(trained, True)
     if engine.consistency is not None:
         loss = engine.consistency(engine.generator, engine.teacher, x=batch.real, noise=batch.noise, index=batch.index,
                                   labels=batch.labels)  # fmt: skip
@@ -169,7 +173,7 @@ def discriminator_step(
         with torch.no_grad():
             fake = parse_sampler(config.sampler)(engine.generator, batch.latents, labels=batch.labels)
     real = batch.real.requires_grad_(with_r1)
-    fake_logits, real_logits = engine.discriminator(fake), engine.discriminator(real)
+    fake_logits, real_logits = engine.discriminator(fake, batch.labels), engine.discriminator(real, batch.labels)
     loss = _note(metrics, "loss_d", losses.discriminator_loss(fake_logits, real_logits))
     total = loss.mean() if config.reduction == "mean" else loss.sum()
     if with_r1:
@@ -194,6 +198,11 @@ def _descend(engine: _Engine, optimizer: Any, loss: Tensor, lr: float) -> None:
     optimizer.zero_grad()
     engine.fabric.backward(loss)
     optimizer.step()
+
+
+def _require_grad(parameters: list[nn.Parameter], on: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(on)
 
 
 def _lr_rate(config: TrainConfig, images_seen: int) -> float:

@@ -1,0 +1,246 @@
+"""Quarantine: NVIDIA's network pickles (EDM, GDD, D2O) and CIFAR-10's batches, read without running anything they carry.
+
+A network file is a pickled dict with an `ema` entry: a "persistent object" that names its class, holds that class's whole
+source text, which the official loader executes, and the module's `__dict__`. Here the source is skipped, the attributes are read
+as data, and the result is what `gdd.checkpoint` reads from its own files: tensors and a config. This is the only module that
+gives bytes to an unpickler, torch's own with `weights_only=True`, for the storages.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gdd.denoiser import GENERATOR_EPSILON, PRECOND_ARGUMENTS
+from gdd.unpickle import Name, Record, Refused, opcodes, read
+
+EPSILONS = {"EDMPrecond": 0.0, "GDDPrecond": GENERATOR_EPSILON, "D2OPrecond": GENERATOR_EPSILON}
+_PRECOND_POSITIONS = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data",
+                      "model_type")  # fmt: skip
+_STORAGE_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch.save's first pickle, before its zip format
+_STORAGE_HEADER_OPCODES = 400  # five small pickles; about 60 opcodes today
+_DEPTH = 32  # modules nest four deep in EDM's networks
+
+
+def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, metadata)` of a network pickle, as `checkpoint.read_tensors` gives them for a file of ours.
+
+    Raises ValueError with what the file is, what it asks for, or where it is damaged.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        try:
+            content = read(file, _Names(path.stat().st_size).resolve)
+            entry, network = _network(content)
+            tensors, metadata = dict(_tensors(network, "", set())), _metadata(network)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from None
+    return tensors, metadata | {"weights": "EMA" if entry == "ema" else "raw"}
+
+
+def read_cifar_batch(file: BinaryIO, size: int) -> tuple[np.ndarray, list[int]]:
+    """One of CIFAR-10's python batches of `size` bytes: uint8 images (N,3,32,32) and their classes. Raises ValueError."""
+    content = read(file, _Names(size).resolve)
+    if not isinstance(content, dict) or not {"data", "labels"} <= content.keys():
+        raise ValueError("is no CIFAR-10 batch: it has no data and labels")
+    images, labels = _array(content["data"]), content["labels"]
+    if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8 or not isinstance(labels, list):
+        raise ValueError(f"is no CIFAR-10 batch: its data are {images.dtype} {list(images.shape)}")
+    if len(labels) != len(images) or not all(type(label) is int and 0 <= label < 10 for label in labels):
+        raise ValueError(f"is no CIFAR-10 batch: {len(labels)} labels for {len(images)} images, or not in 0..9")
+    return images.reshape(-1, 3, 32, 32), labels
+
+
+class _Names:
+    """What a name in the file stands for. `budget` bytes bound what copies may take, so that no object is multiplied."""
+
+    def __init__(self, budget: int):
+        self.budget = 3 * budget + 4096  # protocol 2 writes bytes as text, so an honest file passes through here twice
+        self.functions: dict[str, Callable[..., Any]] = {
+            "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+            "dnnlib.util.EasyDict": _new_dict,
+            "collections.OrderedDict": _new_dict,
+            "builtins.set": self.to_set,
+            "__builtin__.set": self.to_set,
+            "builtins.object": Record,
+            "__builtin__.object": Record,
+            "copyreg._reconstructor": self.reconstruct,
+            "copy_reg._reconstructor": self.reconstruct,
+            "_codecs.encode": self.encode,
+            "torch.storage._load_from_bytes": self.storage,
+            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch.Size": lambda sizes=(): tuple(sizes),
+            "torch.device": lambda *args: Record("torch.device", args),
+            "numpy.dtype": lambda *args: Record("numpy.dtype", args),
+            "numpy.ndarray": lambda *args: Record("numpy.ndarray", args),
+        }
+        for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+            self.functions[f"{core}.multiarray._reconstruct"] = lambda *_: Record("numpy.ndarray")
+            self.functions[f"{core}.multiarray.scalar"] = _scalar
+            self.functions[f"{core}.numeric._frombuffer"] = lambda *args: Record("numpy.ndarray", args)
+
+    def resolve(self, name: str) -> Callable[..., Any] | None:
+        if re.fullmatch(r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*", name):  # a ModuleDict, or a layer of an entry that need not be understood
+            return lambda *args: Record(name, args)
+        if re.fullmatch(r"torch\.(b?float|u?int|bool)\d*", name):
+            return Record
+        return self.functions.get(name)
+
+    def spend(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise Refused("unpacks to more than the file holds; refused, nothing of it was run")
+
+    def to_set(self, items: list[Any] | None = None) -> set[Any]:
+        self.spend(16 * len(items or ()))
+        if not all(type(item) in (str, int) for item in items or ()):
+            raise ValueError("a set of other things than names")
+        return set(items or ())
+
+    def encode(self, text: str, encoding: str = "latin1") -> bytes:
+        self.spend(len(text))
+        if encoding not in ("latin1", "latin-1"):
+            raise ValueError(f"bytes in encoding {encoding!r}")
+        return text.encode("latin-1")
+
+    def reconstruct(self, kind: Name, base: Name, state: Any) -> Any:
+        function = self.resolve(kind.full)
+        if function is None or state is not None:
+            raise ValueError(f"{kind.full} over {base.full}")
+        return function()
+
+    def storage(self, content: bytes) -> Tensor:
+        """A storage as a flat tensor; its header is held against its length before torch is asked to read it."""
+        if type(content) is not bytes:
+            raise ValueError("a storage that is not bytes")
+        self.spend(len(content))
+        if not content.startswith(_STORAGE_MAGIC):
+            raise Refused("holds a storage that is not in torch's plain format; refused")
+        header, count = io.BytesIO(content), 0
+        for part in range(5):
+            for opcode, arg, _ in opcodes(header):
+                count += 1
+                if opcode.name == "GLOBAL" and not re.fullmatch(r"torch \w+Storage", arg):
+                    raise Refused(f"asks for {arg.replace(' ', '.')} inside a storage; refused, nothing of it was run")
+                if count > _STORAGE_HEADER_OPCODES or (part and type(arg) is int and not 0 <= arg <= max(len(content), 1001)):
+                    raise Refused("declares a storage larger than it is; refused")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated, and what these files hold
+                storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+        except Exception as error:  # whatever a hostile storage makes torch raise, it is this file's fault
+            raise ValueError(f"a storage torch cannot read: {str(error).splitlines()[0]}") from None
+
+
+def _new_dict() -> dict[Any, Any]:
+    return {}
+
+
+def _persistent(meta: dict[str, Any]) -> Record:
+    """NVIDIA's persistent object: the class by name, its attributes as data; `module_src` is left alone."""
+    if not isinstance(meta, dict) or meta.get("type") != "class" or type(meta.get("class_name")) is not str:
+        raise ValueError("a persistent object without a class")
+    if not isinstance(meta.get("state"), dict):
+        raise ValueError(f"a persistent {meta['class_name']} without attributes")
+    return Record(meta["class_name"], state=meta["state"])
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if not isinstance(storage, Tensor) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+        raise ValueError("a tensor that is not made of a storage and counts")
+    tensor = storage.as_strided(size, stride, offset)  # refuses what lies outside the storage
+    if tensor.numel() > storage.numel():
+        raise ValueError(f"a tensor {list(size)} of only {storage.numel()} stored values")
+    return tensor
+
+
+def _scalar(dtype: Record, content: bytes) -> int | float | bool:
+    return np.frombuffer(content, _dtype(dtype), count=1)[0].item()
+
+
+def _dtype(record: Record) -> np.dtype:
+    code = record.args[0] if record.kind == "numpy.dtype" and record.args else None
+    if type(code) is not str or not re.fullmatch(r"[biuf][1248]", code):
+        raise ValueError(f"numpy data of type {code!r}")
+    order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else "="
+    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")
+
+
+def _array(record: Any) -> np.ndarray:
+    """The array in a numpy record: shape, type, order and bytes, from either of numpy's two ways to pickle."""
+    if not isinstance(record, Record) or record.kind != "numpy.ndarray":
+        raise ValueError("a value that is not an array")
+    if record.state is not None:
+        _, shape, dtype, fortran, content = record.state
+    else:
+        content, dtype, shape, order = record.args
+        fortran = order == "F"
+    content = content.encode("latin-1") if type(content) is str else content  # as Python 2 wrote it
+    return np.frombuffer(content, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+
+
+def _network(content: Any) -> tuple[str, Record]:
+    if not isinstance(content, dict):
+        raise ValueError(f"is a pickled {type(content).__name__}, not a network file with an entry ema")
+    for entry in ("ema", "net"):
+        found = content.get(entry)
+        if isinstance(found, Record) and isinstance(found.state, dict):
+            if found.kind not in EPSILONS:
+                raise ValueError(f"holds a {found.kind}; read are {', '.join(EPSILONS)}")
+            return entry, found
+    raise ValueError(f"has no network under ema or net; it holds {', '.join(map(str, content)) or 'nothing'}"[:300])
+
+
+def _metadata(network: Record) -> dict[str, Any]:
+    """The config by which `Denoiser.from_config` rebuilds the network: its init arguments, and its attributes since then."""
+    state = network.state
+    args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
+    if not isinstance(args, tuple | list) or not isinstance(kwargs, dict) or len(args) > len(_PRECOND_POSITIONS):
+        raise ValueError(f"holds a {network.kind} without a record of its arguments")
+    config = dict(zip(_PRECOND_POSITIONS, args, strict=False)) | kwargs
+    config |= {name: state[name] for name in _PRECOND_POSITIONS if name in state and name != "model_type"}
+    for name, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if type(name) is not str or not all(type(v) in (str, int, float, bool, type(None)) for v in values):
+            raise ValueError(f"has a network argument {name} that is no plain value")
+    config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    epsilon = state.get("eps", EPSILONS[network.kind]) if EPSILONS[network.kind] else 0.0
+    if type(epsilon) is not float:
+        raise ValueError(f"has an eps that is no number: {epsilon!r}")
+    return {"network": config, "epsilon": epsilon, "class": network.kind}
+
+
+def _tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """The state dict of a module read as data: parameters and persistent buffers by their dotted names."""
+    state = module.state if isinstance(module, Record) else None
+    if not isinstance(state, dict) or id(module) in seen or prefix.count(".") > _DEPTH:
+        raise ValueError(f"has no module of its own at {prefix[:200] or 'its root'}")
+    seen.add(id(module))  # a module that is its own child would never end
+    transient = state.get("_non_persistent_buffers_set") or ()
+    for group in ("_parameters", "_buffers"):
+        for name, value in _mapping(state, group).items():
+            if value is not None and not (group == "_buffers" and name in transient):
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"has no tensor at {prefix}{name}")
+                yield f"{prefix}{name}", value
+    for name, child in _mapping(state, "_modules").items():
+        if child is not None:
+            yield from _tensors(child, f"{prefix}{name}.", seen)
+
+
+def _mapping(state: dict[str, Any], group: str) -> dict[str, Any]:
+    found = state.get(group) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"has {group} that are not named")
+    return found
+
+
+assert set(_PRECOND_POSITIONS) == PRECOND_ARGUMENTS

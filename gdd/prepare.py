@@ -1,0 +1,144 @@
+"""Data sets on disk: `prepare` writes EDM's zip layout from folders, zips and CIFAR-10's batches; `check` reports what a set holds.
+
+A prepared zip holds stored, uncompressed PNGs `00000/img00000000.png`, ... and `dataset.json` with `{"labels": [[name, class], ...]}`, or
+null, so that EDM's own tools read it too.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from gdd.data import describe_shape
+from gdd.pictures import Pictures, open_pictures
+
+Transform = Literal["none", "center-crop"]
+
+
+def prepare(source: Path | str, target: Path | str, *, resolution: int | None = None, transform: Transform = "none",
+            rgb: bool = False, max_images: int | None = None) -> int:  # fmt: skip
+    """Write `source` as a zip in EDM's layout; returns the number of images.
+
+    `resolution` resizes by Lanczos to that square; `center-crop` cuts the middle square first, as EDM does for ImageNet; else a picture that
+    is not square is refused. `rgb` converts 8-bit grey, palette, CMYK and alpha pictures, as EDM's tool does in silence.
+    The zip appears whole or not at all. Raises FileExistsError, FileNotFoundError, or ValueError naming the picture.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; name another file or delete it")
+    if target.suffix != ".zip":
+        raise ValueError(f"the data set is written as a zip; got {target}")
+    for name, value in (("resolution", resolution), ("max_images", max_images)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if transform == "center-crop" and resolution is None:
+        raise ValueError("center-crop needs a resolution")
+    pictures = open_pictures(source)
+    count = min(len(pictures), max_images or len(pictures))
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            labels, shape = [], None
+            for index in tqdm(range(count), unit="image", desc=target.name, disable=None):
+                image = _transformed(pictures, index, resolution, transform, rgb)
+                if shape not in (None, (image.mode, image.size)):
+                    raise ValueError(
+                        f"{pictures.path}: {pictures.names[index]} is {_described(image)}, but {pictures.names[0]} is otherwise; "
+                        f"give --resolution, and --rgb where grey and colour mix"
+                    )
+                shape = (image.mode, image.size)
+                name, content = f"{index // 1000:05d}/img{index:08d}.png", io.BytesIO()
+                image.save(content, "png", compress_level=0)  # decodes fastest
+                archive.writestr(name, content.getvalue())
+                labels.append([name, pictures.labels[index]] if pictures.labels else None)
+            archive.writestr("dataset.json", json.dumps({"labels": labels if pictures.labels else None}))
+        partial.replace(target)
+    except OSError as error:
+        raise OSError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _transformed(pictures: Pictures, index: int, resolution: int | None, transform: Transform, rgb: bool) -> Image.Image:
+    if rgb:
+        image = pictures.picture(index).convert("RGB")
+    else:
+        pixels = pictures.array(index)
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    width, height = image.size
+    if transform == "center-crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    elif width != height:
+        raise ValueError(
+            f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give --transform center-crop and --resolution"
+        )
+    if resolution is not None and image.size != (resolution, resolution):
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return image
+
+
+def _described(image: Image.Image) -> str:
+    return describe_shape((len(image.getbands()), image.height, image.width))
+
+
+@dataclass
+class Report:
+    """What `check` found; `problems` are one line each, in order."""
+
+    count: int
+    shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (C,H,W) -> images
+    labels: Counter[int] = field(default_factory=Counter)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)  # (picture, the earlier one with the same pixels)
+    problems: list[str] = field(default_factory=list)
+    digest: str = ""
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.count:,} images: " + (", ".join(f"{n:,} of {describe_shape(s)}" for s, n in self.shapes.most_common()) or "none")
+        if self.labels:
+            counts = Counter(self.labels.values())
+            spread = ", ".join(f"{label}: {self.labels[label]:,}" for label in sorted(self.labels)[:10])
+            more = f", ... ({len(self.labels):,} classes of {min(counts):,} to {max(counts):,})" if len(self.labels) > 10 else ""
+            missing = max(self.labels) + 1 - len(self.labels)
+            yield f"images per class: {spread}{more}" + (f"; {missing} classes below {max(self.labels)} have none" if missing else "")
+        else:
+            yield "no labels"
+        first = f", first {self.duplicates[0][0]} = {self.duplicates[0][1]}" if self.duplicates else ""
+        yield f"{len(self.duplicates):,} duplicates{first}; digest of pixels and labels {self.digest}"
+
+
+def check(source: Path | str) -> Report:
+    """Decode every picture of a data set once, holding none. Raises FileNotFoundError or ValueError if it is no data set."""
+    pictures = open_pictures(source)
+    report = Report(len(pictures), labels=Counter(pictures.labels or ()))
+    seen: dict[bytes, int] = {}
+    whole = hashlib.sha256(json.dumps(pictures.labels).encode())
+    for index in tqdm(range(len(pictures)), unit="image", desc=pictures.path.name, disable=None):
+        try:
+            pixels = pictures.array(index)
+        except ValueError as error:
+            report.problems.append(str(error))
+            continue
+        report.shapes[pixels.shape] += 1
+        key = hashlib.blake2b(pixels.tobytes(), digest_size=16, salt=str(pixels.shape[-1]).encode()).digest()
+        whole.update(key)
+        if (first := seen.setdefault(key, index)) != index:
+            report.duplicates.append((pictures.names[index], pictures.names[first]))
+    if len(report.shapes) > 1:
+        sizes = ", ".join(describe_shape(shape) for shape in report.shapes)
+        report.problems.append(f"{pictures.path}: images differ in size or colour: {sizes}")
+    report.digest = whole.hexdigest()[:16]
+    return report

@@ -1,0 +1,204 @@
+"""Pickles read as data: a small stack machine that builds values, and can call nothing but its caller's own functions.
+
+Python's unpickler imports and calls whatever a file names. This one takes the opcodes from `pickletools`, keeps each name as
+inert text, and looks up what to do for it: an unknown name is refused, and so is every opcode that only mischief needs. What a
+file declares is held against what the file has before memory is asked for.
+"""
+
+import io
+import os
+import pickletools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+MAX_OPCODES = 1_000_000  # public EDM files have some 50,000
+MAX_NAME = 1_000
+_KEYS = (str, int, float, bool, bytes, type(None))  # hashing deep tuples can overflow the C stack
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name the file asked for, such as `collections.OrderedDict`: text, and never the thing itself."""
+
+    full: str
+
+
+@dataclass(eq=False)
+class Record:
+    """An object of some class, as data: what it was called with, and the state the file sets afterwards."""
+
+    kind: str
+    args: tuple = ()
+    state: Any = None
+    items: dict = field(default_factory=dict)
+
+
+Resolve = Callable[[str], Callable[..., Any] | None]
+
+
+def read(file: BinaryIO, resolve: Resolve) -> Any:
+    """The first pickle in `file`, protocols 2 to 5, as dicts, lists, tuples, sets, plain values and `Record`s.
+
+    `resolve(name)` gives the function that stands for a name, or None to refuse it. Raises ValueError saying what and where.
+    """
+    machine = _Machine(resolve)
+    position: int | None = 0
+    opcode = None
+    try:
+        for count, (opcode, arg, position) in enumerate(opcodes(file)):
+            if count >= MAX_OPCODES:
+                raise ValueError(f"more than {MAX_OPCODES:,} opcodes")
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.step(opcode.name, arg)
+    except Refused as error:
+        raise ValueError(str(error)) from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        where = "" if opcode is None else f" after byte {position} ({opcode.name})"
+        raise ValueError(f"is damaged{where}: {error}") from None
+    raise ValueError("is damaged: it has no end")
+
+
+def opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """The opcodes of the pickle that starts here, with their arguments and positions. Raises ValueError where it is damaged."""
+    yield from pickletools.genops(_Bounded(file))  # type: ignore[arg-type]
+
+
+class Refused(ValueError):
+    """What the file asks for is well-formed and not allowed."""
+
+
+class _Bounded(io.RawIOBase):
+    """A file that refuses to hand out more than it has, before any memory is asked for."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.start = file, file.tell()
+        self.end = file.seek(0, os.SEEK_END)
+        file.seek(self.start)
+
+    def read(self, size: int = -1) -> bytes:
+        left = self.end - self.file.tell()
+        if size > left > 0 or size > 1 > left:
+            raise ValueError(f"{size:,} bytes declared, {left:,} left in the file")
+        return self.file.read(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = self.file.readline(MAX_NAME)
+        if b"\\" in line:  # pickletools would unescape it
+            raise ValueError("a name with a backslash")
+        return line
+
+    def tell(self) -> int:
+        return self.file.tell() - self.start
+
+
+class _Machine:
+    def __init__(self, resolve: Resolve):
+        self.resolve = resolve
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, arg: Any) -> None:
+        """Carry out one opcode. Raises Refused, or whatever a damaged file leads to."""
+        stack = self.stack
+        match opcode:
+            case "PROTO":
+                if arg > 5:
+                    raise Refused(f"is a pickle of protocol {arg}; 2 to 5 are read")
+            case "FRAME":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case ("BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
+                  | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BINSTRING" | "SHORT_BINSTRING"):  # fmt: skip
+                stack.append(arg)
+            case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT" | "EMPTY_SET":
+                stack.append({"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}[opcode]())
+            case "MARK":
+                self.marks.append(len(stack))
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self.since_mark()
+            case "TUPLE":
+                stack.append(tuple(self.since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                size = int(opcode[-1])
+                stack[-size:] = [tuple(stack[-size:])]
+            case "APPEND":
+                self.extend([stack.pop()])
+            case "APPENDS":
+                self.extend(self.since_mark())
+            case "SETITEM":
+                self.set_items([stack.pop(-2), stack.pop()])
+            case "SETITEMS":
+                self.set_items(self.since_mark())
+            case "ADDITEMS":
+                items = self.since_mark()
+                self.top(set).update(map(_key, items))
+            case "FROZENSET":
+                stack.append(frozenset(map(_key, self.since_mark())))
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[arg] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[arg])
+            case "GLOBAL":
+                stack.append(self.name(*arg.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(self.name(module, name))
+            case "REDUCE" | "NEWOBJ":
+                args, function = stack.pop(), stack.pop()
+                stack.append(self.call(function, args))
+            case "BUILD":
+                state, target = stack.pop(), stack[-1]
+                if not isinstance(target, Record) or target.state is not None:
+                    raise Refused(f"sets the state of {_describe(target)}; refused, nothing of the file was run")
+                target.state = state
+            case _:
+                raise Refused(f"uses pickle opcode {opcode}, which no checkpoint needs; refused, nothing of the file was run")
+
+    def since_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise Refused(f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
+        return self.stack[-1]
+
+    def extend(self, items: list[Any]) -> None:
+        self.top(list).extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1].items if isinstance(self.stack[-1], Record) else self.top(dict)
+        target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+    def name(self, module: Any, name: Any) -> Name:
+        full = f"{module}.{name}"[:MAX_NAME]
+        if type(module) is not str or type(name) is not str or self.resolve(full) is None:
+            raise Refused(f"asks for {full}, which is not on the list of what a file may name; refused, nothing of it was run")
+        return Name(full)
+
+    def call(self, function: Any, args: Any) -> Any:
+        if not isinstance(function, Name) or type(args) is not tuple:
+            raise Refused(f"calls {_describe(function)}; refused, nothing of the file was run")
+        known = self.resolve(function.full)
+        assert known is not None, function
+        return known(*args)
+
+
+def _key(value: Any) -> Any:
+    if type(value) not in _KEYS:
+        raise Refused(f"uses {_describe(value)} as a key; refused, nothing of the file was run")
+    return value
+
+
+def _describe(value: Any) -> str:
+    return f"the name {value.full}" if isinstance(value, Name) else f"a {value.kind}" if isinstance(value, Record) else f"a {type(value).__name__}"
