@@ -163,7 +163,7 @@ def _train_classifier(name: str, profile_name: str) -> str:
     assert digits.labels is not None
     torch.manual_seed(settings.seed)
     network, path = _classifier(name), _folder(name, profile_name) / "final.safetensors"
-    accuracy = train_classifier(network, digits.images, digits.labels, epochs=settings.epochs, lr=settings.lr,
+    accuracy = train_classifier(network, digits.images[:], digits.labels, epochs=settings.epochs, lr=settings.lr,
                                 seed=settings.seed)  # fmt: skip
     tensors = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
     metadata = {
@@ -229,7 +229,7 @@ def image_stats(images: Tensor, profile_name: str) -> fid.FeatureStats:
 
 @cache
 def real_stats(profile_name: str) -> fid.FeatureStats:
-    return image_stats(load_digits().images, profile_name)
+    return image_stats(load_digits().images[:], profile_name)
 
 
 def sample(denoiser: Denoiser, sampler: str, profile_name: str, *, first_seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gdd.checkpoint import read_tensors
@@ -63,11 +64,12 @@ class DigitsBackbone(Backbone):
 class TimmBackbone(Backbone):
     """An ImageNet network of timm, CNN or ViT, by its last four feature levels; images are brought to 224 pixels.
 
-    For VGG16-BN and EfficientNet-lite0 these are the paper's taps (METHOD section 4). A ViT's maps all have one size: those of four
-    evenly spread blocks are resized to a pyramid. `weights` is a safetensors file of timm's; None leaves random weights.
+    For VGG16-BN and EfficientNet-lite0 these are the paper's taps. A ViT's maps all have one size: those of four evenly spread
+    blocks are resized to a pyramid. `weights` is a safetensors file of timm's; None leaves random weights.
     """
 
     map_sizes = (128, 64, 32, 16)
+    network: Any
     mean: Tensor
     std: Tensor
 
@@ -77,17 +79,20 @@ class TimmBackbone(Backbone):
 
         try:
             self.network = timm.create_model(name, pretrained=False, checkpoint_path=str(weights or ""))
-        except RuntimeError as error:  # an unknown name, or weights of another network
+        except (RuntimeError, OSError, SafetensorError) as error:  # an unknown name, or weights that are not its own
             raise ValueError(f"backbone {name}: {str(error).splitlines()[0]}") from None
         levels = self.network.feature_info
-        reductions = [level["reduction"] for level in levels]
-        self.pyramid, depth = len(set(reductions)) == 1, len(levels)
+        self.pyramid = len({level["reduction"] for level in levels}) == 1
         if self.pyramid:
-            self.taps = [depth * k // 4 - 1 for k in (1, 2, 3, 4)]
+            self.taps = [len(levels) * k // 4 - 1 for k in (1, 2, 3, 4)]
         else:  # VGG's last level is a pooling, which the paper leaves out
-            self.taps = [k for k in range(depth) if not levels[k]["module"].startswith("features.43")][-4:]
+            modules = [self.network.get_submodule(level["module"]) for level in levels]
+            self.taps = [k for k, module in enumerate(modules) if not isinstance(module, nn.MaxPool2d)][-4:]
         self.tap_channels = [levels[k]["num_chs"] for k in self.taps]
         self.network.prune_intermediate_layers(self.taps, prune_norm=True, prune_head=True)
+        for module in self.network.modules():
+            if hasattr(module, "fused_attn"):  # fused attention has no second derivative, which R1 takes
+                module.fused_attn = False
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(self.network.pretrained_cfg[key])[:, None, None], persistent=False)
 

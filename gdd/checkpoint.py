@@ -1,20 +1,20 @@
 """Weights on disk: safetensors with a JSON config inside; no file can run code, and none is ever half-written.
 
-`load` also takes the network pickles of EDM, GDD and D2O, which `convert` turns into files of ours. A run file holds one denoiser, its network config, and what made it. A file may hold only the tensors that differ from
-a `base` file beside it: a GDD-I generator is its teacher and a fifth of the weights. `save_state` keeps a whole training
-state for resuming.
+`load` also takes the network pickles of EDM, GDD and D2O, which `convert` turns into files of ours. A run file holds one
+denoiser, its network config, and what made it. A file may hold only the tensors that differ from a `base` file beside it: a
+GDD-I generator is its teacher and a fifth of the weights. `save_state` keeps a whole training state for resuming.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gdd.denoiser import Denoiser
@@ -23,18 +23,26 @@ from gdd.edm_pickle import read_network
 FORMAT = "gdd-1"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one. Leaves nothing behind on failure."""
+def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new one. Leaves nothing behind on failure.
+
+    `content` is bytes, or a function that writes to the path it is given. Raises OSError naming the target.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
+        partial.touch()
+        if callable(content):
+            mode = partial.stat().st_mode
+            content(partial)
+            partial.chmod(mode)  # safetensors makes files that only their owner may read
+        else:
+            partial.write_bytes(content)
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -54,7 +62,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     """Tensors and JSON-able metadata as one safetensors file."""
     text = json.dumps(metadata)  # one entry: safetensors writes several in no set order, and equal runs make equal files
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(Path(path), save(content, {FORMAT: text}))
+    write_atomically(Path(path), lambda partial: save_file(content, partial, {FORMAT: text}))
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -101,7 +109,13 @@ def _metadata(file, path: Path | str) -> dict[str, Any]:
     raw = file.metadata() or {}
     if FORMAT not in raw:
         raise ValueError(f"{path} is a safetensors file of another program: its metadata has no entry {FORMAT}")
-    return json.loads(raw[FORMAT])
+    try:
+        metadata = json.loads(raw[FORMAT])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has damaged metadata: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} has damaged metadata: a {type(metadata).__name__}")
+    return metadata
 
 
 def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | None = None, dtype: torch.dtype = torch.float32,
@@ -145,27 +159,29 @@ def convert(source: Path | str, target: Path | str) -> Denoiser:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a network file of either format, with what its `base` holds."""
     head = _head(path)
-    if head[:1] == b"\x80" and head[4:9] != b"\0\0\0\0{":  # safetensors begins with its header's length, which may look alike
+    pickled = head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle")
+    if head and pickled and head[4:9] != b"\0\0\0\0{":  # safetensors begins with its header's length, which may look alike
         return read_network(path)
     tensors, metadata = read_tensors(path)
     if not isinstance(metadata.get("network"), dict):
         raise ValueError(f"{path} holds {metadata.get('kind', 'no denoiser')}, not a denoiser")
     if "base" in metadata:
-        base = path.with_name(metadata["base"])
-        if not base.is_file() or digest(base) != metadata["base_digest"]:
-            raise ValueError(
-                f"{path} needs {base} with digest {metadata['base_digest']} beside it; it is missing or another file"
-            )
+        base, wanted = path.with_name(str(metadata["base"])), metadata.get("base_digest")
+        if not base.is_file() or digest(base) != wanted:
+            raise ValueError(f"{path} needs {base} with digest {wanted} beside it; it is missing or another file")
         tensors = read_tensors(base)[0] | tensors
     return tensors, metadata
 
 
 def _build(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Denoiser:
     """The denoiser that `metadata` describes, with copies of `tensors`; what a file claims is held against what it has."""
+    epsilon = metadata.get("epsilon", 0.0)
+    if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
+        raise ValueError(f"{path} has an epsilon that is no small number: {epsilon!r}")
     try:
         config = {k: float("inf") if v == "Infinity" else v for k, v in metadata["network"].items()}
         with torch.device("meta"):  # shapes only, no memory yet
-            denoiser = Denoiser.from_config(config, epsilon=metadata.get("epsilon", 0.0))
+            denoiser = Denoiser.from_config(config, epsilon=epsilon)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
         raise ValueError(f"{path} has a config that makes no network: {error}") from None
     wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}

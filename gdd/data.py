@@ -4,7 +4,6 @@ A data set is decoded once into one uint8 tensor (CIFAR-10: 154 MB), so that tra
 more than `IN_MEMORY` bytes is decoded as it is asked for.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 from gdd.pictures import Pictures, open_pictures
 
 IN_MEMORY = 4 << 30
-_CHUNK = 64
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -42,14 +40,8 @@ class Streamed:
         """Raises ValueError naming a file that cannot be decoded or is not of the first one's size."""
         chosen = range(len(self))[index] if isinstance(index, slice) else index.tolist()
         images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
-        parts = [range(start, min(start + _CHUNK, len(chosen))) for start in range(0, len(chosen), _CHUNK)]
-
-        def fill(part: range) -> None:
-            for place in part:
-                images[place] = self._decode(chosen[place])
-
-        with ThreadPoolExecutor() as pool:  # decoders let other threads run
-            list(pool.map(fill, parts))
+        for place, source in enumerate(chosen):  # threads only get in each other's way: small pictures are mostly Python
+            images[place] = self._decode(source)
         return torch.from_numpy(images)
 
     def _decode(self, index: int) -> np.ndarray:

@@ -50,10 +50,10 @@ def find(name: str, folder: Path = CHECKPOINTS) -> Path:
 
 
 def download(name: str, *, folder: Path = CHECKPOINTS, sha256: str = "", source: str = "") -> tuple[Path, str]:
-    """Fetch a file, going on with a partial one; returns its path and SHA-256.
+    """Fetch a file, going on with a partial one; returns its path and SHA-256. A file that is there is only compared.
 
     `source` replaces the public address, as a mirror does. `sha256`, all of it or its first digits, is compared before the file
-    takes its name; of a file that is there already, only that. Raises ValueError if it differs, ConnectionError without a network.
+    takes its name. Raises ValueError if it differs, ConnectionError without a network.
     """
     path, url = place(name, folder), source or address(name)
     sha256 = sha256.lower()

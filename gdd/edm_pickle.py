@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gdd.denoiser import GENERATOR_EPSILON, PRECOND_ARGUMENTS
-from gdd.unpickle import Name, Record, Refused, opcodes, read
+from gdd.unpickle import Name, Record, RefusedError, opcodes, read
 
 EPSILONS = {"EDMPrecond": 0.0, "GDDPrecond": GENERATOR_EPSILON, "D2OPrecond": GENERATOR_EPSILON}
 _PRECOND_POSITIONS = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data",
@@ -87,7 +87,9 @@ class _Names:
             self.functions[f"{core}.numeric._frombuffer"] = lambda *args: Record("numpy.ndarray", args)
 
     def resolve(self, name: str) -> Callable[..., Any] | None:
-        if re.fullmatch(r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*", name):  # a ModuleDict, or a layer of an entry that need not be understood
+        if re.fullmatch(
+            r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*", name
+        ):  # a ModuleDict, or a layer of an entry that need not be understood
             return lambda *args: Record(name, args)
         if re.fullmatch(r"torch\.(b?float|u?int|bool)\d*", name):
             return Record
@@ -96,7 +98,7 @@ class _Names:
     def spend(self, size: int) -> None:
         self.budget -= size
         if self.budget < 0:
-            raise Refused("unpacks to more than the file holds; refused, nothing of it was run")
+            raise RefusedError("unpacks to more than the file holds; refused, nothing of it was run")
 
     def to_set(self, items: list[Any] | None = None) -> set[Any]:
         self.spend(16 * len(items or ()))
@@ -122,15 +124,15 @@ class _Names:
             raise ValueError("a storage that is not bytes")
         self.spend(len(content))
         if not content.startswith(_STORAGE_MAGIC):
-            raise Refused("holds a storage that is not in torch's plain format; refused")
+            raise RefusedError("holds a storage that is not in torch's plain format; refused")
         header, count = io.BytesIO(content), 0
         for part in range(5):
             for opcode, arg, _ in opcodes(header):
                 count += 1
                 if opcode.name == "GLOBAL" and not re.fullmatch(r"torch \w+Storage", arg):
-                    raise Refused(f"asks for {arg.replace(' ', '.')} inside a storage; refused, nothing of it was run")
+                    raise RefusedError(f"asks for {arg.replace(' ', '.')} inside a storage; refused, nothing of it was run")
                 if count > _STORAGE_HEADER_OPCODES or (part and type(arg) is int and not 0 <= arg <= max(len(content), 1001)):
-                    raise Refused("declares a storage larger than it is; refused")
+                    raise RefusedError("declares a storage larger than it is; refused")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated, and what these files hold
@@ -170,8 +172,8 @@ def _dtype(record: Record) -> np.dtype:
     code = record.args[0] if record.kind == "numpy.dtype" and record.args else None
     if type(code) is not str or not re.fullmatch(r"[biuf][1248]", code):
         raise ValueError(f"numpy data of type {code!r}")
-    order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else "="
-    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")
+    big = isinstance(record.state, tuple) and len(record.state) > 1 and record.state[1] == ">"
+    return np.dtype(f"{'>' if big else '<'}{code}")
 
 
 def _array(record: Any) -> np.ndarray:

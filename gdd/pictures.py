@@ -1,7 +1,7 @@
 """Where pictures come from: a folder, a zip in EDM's layout, or CIFAR-10's python batches; decoded one at a time, and safely.
 
-Nothing is extracted to disk, nothing is trusted: names that climb out of an archive, sizes that only a bomb declares, and files that
-do not decode are refused by name.
+Nothing is extracted to disk, nothing is trusted: names that climb out of an archive, sizes that only a bomb declares, and files
+that do not decode are refused by name.
 """
 
 import io
@@ -44,7 +44,9 @@ class Pictures:
             picture = self.open(index)
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"it declares {picture.width}x{picture.height} pixels")
-            if picture.mode.startswith(("I", "F")) or ";16" in str(picture.tile):  # Pillow would cut 16 bits down to 8 in silence
+            if picture.mode.startswith(("I", "F")) or ";16" in str(
+                getattr(picture, "tile", "")
+            ):  # Pillow would cut 16 bits down to 8 in silence
                 raise ValueError("it has more than 8 bits per channel")
             picture.load()
         except MemoryError:
@@ -130,7 +132,7 @@ def _listed_labels(path: Path, names: Sequence[str], content: bytes) -> list[int
     shape = f'{path}: dataset.json is not {{"labels": [[name, class], ...]}}'
     try:
         listed = json.loads(content)["labels"]
-        pairs = None if listed is None else {name: label for name, label in listed}
+        pairs = None if listed is None else {name: label for name, label in listed}  # noqa: C416 (dict() would take a mapping)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{shape}: {error}") from None
     if listed is None or pairs is None:

@@ -1,7 +1,7 @@
-"""Data sets on disk: `prepare` writes EDM's zip layout from folders, zips and CIFAR-10's batches; `check` reports what a set holds.
+"""Data sets on disk: `prepare` writes EDM's zip layout from folders, zips, CIFAR-10's batches; `check` reports what a set holds.
 
-A prepared zip holds stored, uncompressed PNGs `00000/img00000000.png`, ... and `dataset.json` with `{"labels": [[name, class], ...]}`, or
-null, so that EDM's own tools read it too.
+A prepared zip holds stored, uncompressed PNGs `00000/img00000000.png`, ... and `dataset.json` with `{"labels": [[name, class],
+...]}`, or null, so that EDM's own tools read it too.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
             rgb: bool = False, max_images: int | None = None) -> int:  # fmt: skip
     """Write `source` as a zip in EDM's layout; returns the number of images.
 
-    `resolution` resizes by Lanczos to that square; `center-crop` cuts the middle square first, as EDM does for ImageNet; else a picture that
-    is not square is refused. `rgb` converts 8-bit grey, palette, CMYK and alpha pictures, as EDM's tool does in silence.
-    The zip appears whole or not at all. Raises FileExistsError, FileNotFoundError, or ValueError naming the picture.
+    `resolution` resizes by Lanczos to that square; `center-crop` cuts the middle square first, as EDM does for ImageNet; else a
+    picture that is not square is refused. `rgb` converts 8-bit grey, palette, CMYK and alpha pictures. The zip appears whole or
+    not at all. Raises FileExistsError, FileNotFoundError, or ValueError naming the picture.
     """
     target = Path(target)
     if target.exists():
@@ -84,7 +84,8 @@ def _transformed(pictures: Pictures, index: int, resolution: int | None, transfo
         image = image.crop((left, top, left + side, top + side))
     elif width != height:
         raise ValueError(
-            f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give --transform center-crop and --resolution"
+            f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give --transform center-crop and "
+            "--resolution"
         )
     if resolution is not None and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
@@ -107,13 +108,17 @@ class Report:
     digest: str = ""
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.count:,} images: " + (", ".join(f"{n:,} of {describe_shape(s)}" for s, n in self.shapes.most_common()) or "none")
+        yield f"{self.count:,} images: " + (
+            ", ".join(f"{n:,} of {describe_shape(s)}" for s, n in self.shapes.most_common()) or "none"
+        )
         if self.labels:
             counts = Counter(self.labels.values())
             spread = ", ".join(f"{label}: {self.labels[label]:,}" for label in sorted(self.labels)[:10])
             more = f", ... ({len(self.labels):,} classes of {min(counts):,} to {max(counts):,})" if len(self.labels) > 10 else ""
             missing = max(self.labels) + 1 - len(self.labels)
-            yield f"images per class: {spread}{more}" + (f"; {missing} classes below {max(self.labels)} have none" if missing else "")
+            yield f"images per class: {spread}{more}" + (
+                f"; {missing} classes below {max(self.labels)} have none" if missing else ""
+            )
         else:
             yield "no labels"
         first = f", first {self.duplicates[0][0]} = {self.duplicates[0][1]}" if self.duplicates else ""

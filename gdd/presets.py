@@ -51,8 +51,6 @@ SMOKE = {name: replace(config, total_images=256, batch_size=64, lr_decay_images=
 PROFILES = {"desk": DESK, "smoke": SMOKE}
 
 
-
-
 @dataclass(frozen=True)
 class Teacher:
     """A public EDM checkpoint: its network, the number of parameters, and GDD-I's frozen share in per cent (both measured)."""

@@ -46,13 +46,14 @@ def read(file: BinaryIO, resolve: Resolve) -> Any:
     position: int | None = 0
     opcode = None
     try:
-        for count, (opcode, arg, position) in enumerate(opcodes(file)):
+        for count, found in enumerate(opcodes(file)):
+            opcode, arg, position = found
             if count >= MAX_OPCODES:
                 raise ValueError(f"more than {MAX_OPCODES:,} opcodes")
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.step(opcode.name, arg)
-    except Refused as error:
+    except RefusedError as error:
         raise ValueError(str(error)) from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         where = "" if opcode is None else f" after byte {position} ({opcode.name})"
@@ -65,7 +66,7 @@ def opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int |
     yield from pickletools.genops(_Bounded(file))  # type: ignore[arg-type]
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """What the file asks for is well-formed and not allowed."""
 
 
@@ -101,18 +102,19 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, opcode: str, arg: Any) -> None:
-        """Carry out one opcode. Raises Refused, or whatever a damaged file leads to."""
+        """Carry out one opcode. Raises RefusedError, or whatever a damaged file leads to."""
         stack = self.stack
         match opcode:
             case "PROTO":
                 if arg > 5:
-                    raise Refused(f"is a pickle of protocol {arg}; 2 to 5 are read")
+                    raise RefusedError(f"is a pickle of protocol {arg}; 2 to 5 are read")
             case "FRAME":
                 pass
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
             case ("BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
-                  | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BINSTRING" | "SHORT_BINSTRING"):  # fmt: skip
+                  | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BINSTRING" | "SHORT_BINSTRING"
+                  | "INT" | "LONG" | "FLOAT" | "STRING" | "UNICODE"):  # fmt: skip
                 stack.append(arg)
             case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT" | "EMPTY_SET":
                 stack.append({"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}[opcode]())
@@ -124,6 +126,12 @@ class _Machine:
                 self.since_mark()
             case "TUPLE":
                 stack.append(tuple(self.since_mark()))
+            case "LIST":  # this and the other opcodes of protocols 0 and 1: hand-made files are refused for what they ask
+                stack.append(self.since_mark())
+            case "DICT":
+                items = self.since_mark()
+                stack.append({})
+                self.set_items(items)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 size = int(opcode[-1])
                 stack[-size:] = [tuple(stack[-size:])]
@@ -142,9 +150,9 @@ class _Machine:
                 stack.append(frozenset(map(_key, self.since_mark())))
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
-            case "BINPUT" | "LONG_BINPUT":
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
                 self.memo[arg] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
+            case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[arg])
             case "GLOBAL":
                 stack.append(self.name(*arg.split(" ", 1)))
@@ -154,13 +162,20 @@ class _Machine:
             case "REDUCE" | "NEWOBJ":
                 args, function = stack.pop(), stack.pop()
                 stack.append(self.call(function, args))
+            case "INST":
+                stack.append(self.call(self.name(*arg.split(" ", 1)), tuple(self.since_mark())))
+            case "OBJ":
+                function, *args = self.since_mark()
+                stack.append(self.call(function, tuple(args)))
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
                 if not isinstance(target, Record) or target.state is not None:
-                    raise Refused(f"sets the state of {_describe(target)}; refused, nothing of the file was run")
+                    raise RefusedError(f"sets the state of {_describe(target)}; refused, nothing of the file was run")
                 target.state = state
             case _:
-                raise Refused(f"uses pickle opcode {opcode}, which no checkpoint needs; refused, nothing of the file was run")
+                raise RefusedError(
+                    f"uses pickle opcode {opcode}, which no checkpoint needs; refused, nothing of the file was run"
+                )
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -170,7 +185,7 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise Refused(f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
+            raise RefusedError(f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
         return self.stack[-1]
 
     def extend(self, items: list[Any]) -> None:
@@ -183,12 +198,14 @@ class _Machine:
     def name(self, module: Any, name: Any) -> Name:
         full = f"{module}.{name}"[:MAX_NAME]
         if type(module) is not str or type(name) is not str or self.resolve(full) is None:
-            raise Refused(f"asks for {full}, which is not on the list of what a file may name; refused, nothing of it was run")
+            raise RefusedError(
+                f"asks for {full}, which is not on the list of what a file may name; refused, nothing of it was run"
+            )
         return Name(full)
 
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Name) or type(args) is not tuple:
-            raise Refused(f"calls {_describe(function)}; refused, nothing of the file was run")
+            raise RefusedError(f"calls {_describe(function)}; refused, nothing of the file was run")
         known = self.resolve(function.full)
         assert known is not None, function
         return known(*args)
@@ -196,9 +213,15 @@ class _Machine:
 
 def _key(value: Any) -> Any:
     if type(value) not in _KEYS:
-        raise Refused(f"uses {_describe(value)} as a key; refused, nothing of the file was run")
+        raise RefusedError(f"uses {_describe(value)} as a key; refused, nothing of the file was run")
     return value
 
 
 def _describe(value: Any) -> str:
-    return f"the name {value.full}" if isinstance(value, Name) else f"a {value.kind}" if isinstance(value, Record) else f"a {type(value).__name__}"
+    return (
+        f"the name {value.full}"
+        if isinstance(value, Name)
+        else f"a {value.kind}"
+        if isinstance(value, Record)
+        else f"a {type(value).__name__}"
+    )

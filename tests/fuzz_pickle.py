@@ -3,7 +3,7 @@
     python tests/fuzz_pickle.py SECONDS [SEED]     # prints what it tried; keeps each failure as a file in the current folder
 
 A failure is anything but a value or a ValueError, any event that only running code causes (Python's audit hooks tell), or memory
-far beyond the file's size. With `atheris` installed, `--atheris CORPUS ...` fuzzes by coverage instead.
+far beyond the file's size. With `atheris` installed, `--atheris CORPUS ...` fuzzes by coverage instead (libFuzzer's options).
 """
 
 import io
@@ -21,7 +21,14 @@ import edm_files
 import numpy as np
 import torch
 
-from gdd import edm_pickle
+if "--atheris" in sys.argv:
+    import atheris
+
+    with atheris.instrument_imports(include=["gdd.unpickle", "gdd.edm_pickle", "pickletools"]):
+        from gdd import edm_pickle
+else:
+    atheris = None
+    from gdd import edm_pickle
 from gdd.denoiser import Denoiser
 
 NETWORK = dict(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4, channel_mult=[1, 1], num_blocks=1,
@@ -147,17 +154,11 @@ def main(seconds: float, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    if "--atheris" in sys.argv:
-        import atheris
-
-        with atheris.instrument_imports(include=["gdd"], enable_loader_override=False):
-            pass
-        atheris.instrument_func(edm_pickle.read)
+    if atheris:
+        sys.argv.remove("--atheris")
         scratch = Path(tempfile.mkdtemp()) / "fuzz.pkl"
         for seed_file in seeds():
             attempt(seed_file, scratch, watch=False)
-        sys.argv.remove("--atheris")
-        atheris.instrument_all()
         atheris.Setup(sys.argv, lambda content: attempt(content, scratch))
         atheris.Fuzz()
     else:

@@ -77,6 +77,19 @@ def test_other_bad_files(tiny, tmp_path):
     checkpoint.write_tensors(tmp_path / "d.safetensors", state, metadata)
     with pytest.raises(ValueError, match=r"does not fit its own config: 1 tensors differ, first model.map_layer0.bias"):
         checkpoint.load(tmp_path / "d.safetensors")
+    for name, metadata, message in [
+        ("f", "[1]", "damaged metadata: a list"),
+        ("g", "{", "damaged metadata: Expecting"),
+        ("h", "[" * 100_000, "damaged metadata"),
+        ("i", '{"network": {}, "base": "../a"}', r"Invalid name '\.\./a'"),
+        ("j", '{"network": {}, "base": 5}', "needs .*5 with digest None"),
+        ("k", '{"network": {}, "epsilon": "0"}', "an epsilon that is no small number: '0'"),
+        ("l", '{"network": {"img_resolution": "8", "img_channels": 1}}', "img_resolution must be one of the integers"),
+        ("m", '{"network": [8]}', "not a denoiser"),
+    ]:
+        save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors", {checkpoint.FORMAT: metadata})
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load(tmp_path / f"{name}.safetensors")
     whole = tmp_path / "e.safetensors"
     checkpoint.save_denoiser(whole, tiny)
     whole.write_bytes(whole.read_bytes()[:-100])

@@ -1,34 +1,76 @@
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from gdd.backbones import TimmBackbone
 from gdd.discriminator import HEAD_WIDTHS, ProjectedDiscriminator
 
 
-class Taps(nn.Module):
-    """A stand-in with the tap shapes of a real backbone at 224 pixels: METHOD section 4."""
-
-    map_sizes = (128, 64, 32, 16)
-
-    def __init__(self, tap_channels, finest):
-        super().__init__()
-        self.tap_channels, self.finest = tap_channels, finest
-        self.norm = nn.BatchNorm2d(3)
-
-    def forward(self, x):
-        sizes = [self.finest >> level for level in range(4)]
-        return [x.new_ones(len(x), c, s, s) * x.mean((1, 2, 3), True) for c, s in zip(self.tap_channels, sizes, strict=True)]
+@pytest.fixture(scope="module")
+def papers():
+    """The paper's CIFAR-10 discriminator over backbones of random weights: the real pretrained ones have the same shapes."""
+    return ProjectedDiscriminator([TimmBackbone("vgg16_bn"), TimmBackbone("tf_efficientnet_lite0")])
 
 
-def test_measured_sizes_of_the_papers_discriminator():
-    vgg, lite = Taps((128, 256, 512, 512), 112), Taps((24, 40, 112, 320), 56)
-    discriminator = ProjectedDiscriminator([vgg, lite])
-    trained = sum(p.numel() for p in discriminator.parameters() if p.requires_grad)
-    assert trained == 20_662_656
+@pytest.mark.slow
+def test_measured_sizes_of_the_papers_discriminator(papers):
+    trained = sum(p.numel() for p in papers.parameters() if p.requires_grad)
+    assert trained == 20_662_656  # METHOD section 4
     with torch.no_grad():
-        logits = discriminator(torch.randn(2, 3, 32, 32))
+        logits = papers(torch.rand(2, 3, 32, 32) * 2 - 1)
     assert [tuple(x.shape) for x in logits] == [(2, 484), (2, 64)]
     assert HEAD_WIDTHS == {64: 64, 32: 128, 16: 256, 8: 512}
+
+
+@torch.no_grad()
+def test_vgg_taps_are_the_papers_slices(papers):
+    vgg = papers.backbones[0].eval()
+    x = torch.rand(1, 3, 224, 224) * 2 - 1
+    features = timm.create_model("vgg16_bn", pretrained=False).eval().features
+    features.load_state_dict(vgg.network.features.state_dict(), strict=False)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    y = ((x + 1) / 2 - mean[:, None, None]) / std[:, None, None]
+    for tap, (first, last) in zip(vgg(x), ((0, 13), (13, 23), (23, 33), (33, 43)), strict=True):
+        y = features[first:last](y)
+        assert torch.allclose(tap, y, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_vit_becomes_a_pyramid():
+    backbone = TimmBackbone("deit_tiny_distilled_patch16_224").eval()
+    taps = backbone(torch.rand(2, 3, 64, 64))
+    assert backbone.taps == [2, 5, 8, 11]
+    assert [tuple(tap.shape) for tap in taps] == [(2, 192, size, size) for size in (56, 28, 14, 7)]
+    logits = ProjectedDiscriminator([backbone])(torch.rand(2, 3, 64, 64))
+    assert logits[0].shape == (2, 64)
+
+
+def test_backbones_take_weights_from_a_file(tmp_path):
+    network = timm.create_model("test_vit", pretrained=False)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    loaded = TimmBackbone("test_vit", tmp_path / "w.safetensors")
+    kept = loaded.network.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in network.state_dict().items() if name in kept)
+    with pytest.raises(ValueError, match="backbone no_such_net"):
+        TimmBackbone("no_such_net")
+    with pytest.raises(ValueError, match="backbone test_efficientnet"):
+        TimmBackbone("test_efficientnet", tmp_path / "w.safetensors")
+
+
+def test_classes_decide_the_logits(backbone):
+    discriminator = ProjectedDiscriminator([backbone], channels=(8, 8, 16, 16), head_widths={8: 16, 4: 16}, label_dim=3).eval()
+    x, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    (logits,) = discriminator(x, labels)
+    (plain,) = desk(backbone)(x)
+    assert logits.shape == plain.shape
+    discriminator.classes.weight.data[1] = 0
+    (changed,) = discriminator(x, labels)
+    assert changed[1].abs().max() == 0
+    assert torch.equal(changed[[0, 2, 3]], logits[[0, 2, 3]])
+    with pytest.raises(ValueError, match="needs labels"):
+        discriminator(x)
 
 
 def desk(backbone):

@@ -163,8 +163,10 @@ def gadgets(tmp_path):
         "name made of data": (b"\x80\x04]\x8c\x06system\x93.", r"asks for \[\]"),
         "persistent id": (raw(b"X\x01\x00\x00\x00aQ."), "opcode BINPERSID"),
         "textual persistent id": (raw(b"Pabc\n."), "opcode PERSID"),
-        "instance opcode": (raw(b"(ios\nsystem\n."), "opcode INST"),
-        "object opcode": (raw(b"(cos\nsystem\no."), "posix.system|os.system"),
+        "instance opcode": (raw(b"(ios\nsystem\n."), "asks for os.system"),
+        "object opcode": (raw(b"(cos\nsystem\no."), "asks for os.system"),
+        "text protocol": (f"(dp0\nS'ema'\ncos\nsystem\n(S'{run}'\ntRs.".encode(), "asks for os.system"),
+        "text protocol, one line": (f"(S'{run}'\nios\nsystem\n.".encode(), "asks for os.system"),
         "extension registry": (raw(b"\x82\x01."), "opcode EXT1"),
         "out-of-band buffer": (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
         "keyword construction": (raw(b"ctorch.nn.modules.linear\nLinear\n)}\x92."), "opcode NEWOBJ_EX"),
@@ -185,7 +187,7 @@ def gadgets(tmp_path):
             "more than the file holds",
         ),
         "protocol 9": (b"\x80\x09N.", "protocol 9"),
-        "protocol 0": (b"\x80\x02I1\n.", "opcode INT"),
+        "duplicate": (raw(b"N2."), "opcode DUP"),
     }  # fmt: skip
 
 
@@ -281,7 +283,8 @@ def python2_batch(images, labels):
     data = images.tobytes()
     array = (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01" +
              b"J" + struct.pack("<i", len(images)) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R" +
-             b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", len(data)) + data + b"tb")  # fmt: skip
+             b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", len(data)) + data +
+             b"tb")  # fmt: skip
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
     return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"U\x0bbatch_labelU\x01xu."
 
@@ -289,7 +292,9 @@ def python2_batch(images, labels):
 @pytest.mark.parametrize("protocol", [None, 2, 4, 5])
 def test_cifar_batches_old_and_new(protocol):
     images = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
-    content = python2_batch(images, [3, 0, 9]) if protocol is None else pickle.dumps({"data": images, "labels": [3, 0, 9]}, protocol)
+    content = (
+        python2_batch(images, [3, 0, 9]) if protocol is None else pickle.dumps({"data": images, "labels": [3, 0, 9]}, protocol)
+    )
     if protocol is None:  # the hand-made bytes are what Python 2 means
         assert np.array_equal(pickle.loads(content, encoding="latin1")["data"], images)
     found, labels = edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
