@@ -33,6 +33,7 @@ def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 class Backbone(nn.Module):
     """What the discriminator needs of a feature network: images (N,C,H,W) in [-1,1] -> four maps, fine to coarse."""
 
+    name: str
     tap_channels: Sequence[int]
     map_sizes: Sequence[int]
 
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
 class DigitsBackbone(Backbone):
     """VGG-like classifier of 8x8 digits; taps at 8, 4, 2 and 1 pixels."""
 
+    name = "digits"
     tap_channels = (32, 64, 96, 128)
     map_sizes = (16, 8, 4, 2)
 
@@ -75,6 +77,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, name: str, weights: Path | str | None = None):
         super().__init__()
+        self.name = name
         import timm
 
         try:

@@ -71,6 +71,7 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
             raise FloatingPointError(f"stopped after {state.images_seen} images: {error}; {good}") from None
     if fabric.is_global_zero:
         provenance |= {"train": dataclasses.asdict(config), "log": log, "images_seen": state.images_seen, "weights": "EMA"}
+        provenance["backbones"] = [backbone.name for backbone in backbones]  # what must not grade the result
         checkpoint.save_denoiser(final, state.ema, dtype=dtype, **provenance)
         saved.unlink(missing_ok=True)
     return final

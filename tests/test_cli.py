@@ -1,5 +1,7 @@
 """Every command as a user types it: bad input is one clear line and exit code 2, and nothing is left behind."""
 
+import os
+import pickle
 import subprocess
 import sys
 import time
@@ -27,7 +29,16 @@ def files(tmp_path_factory):
     with zipfile.ZipFile(folder / "mixed.zip", "w") as archive:
         archive.writestr("a.png", png((8, 8)))
         archive.writestr("b.png", png((9, 8)))
+    (folder / "evil.pkl").write_bytes(pickle.dumps({"ema": Evil(folder)}))
     return folder
+
+
+class Evil:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.folder}/ran",)
 
 
 TEACHER = zoo.FOLDER / "teacher.safetensors"
@@ -64,7 +75,22 @@ BAD = {
         "fig03 has no parameter 'stepz'; it has profile,",
     ),
     "sampler": (["gdd", "sample", "--ckpt", TEACHER, "--sampler", "dpm", "--out", "{}/s.png"], "sampler must be one of"),
-    "describe": (["gdd", "describe", "--ckpt", "{}/notes.txt"], "a text file"),
+    "describe": (["gdd", "describe", "{}/notes.txt"], "a text file"),
+    "pickle": (["gdd", "describe", "{}/evil.pkl"], "evil.pkl asks for posix.system, which is not on the list"),
+    "convert": (["gdd", "convert", "{}/evil.pkl", "{}/out.safetensors"], "nothing of it was run"),
+    "convert a zip": (["gdd", "convert", "{}/empty.zip", "{}/out.safetensors"], "a zip archive"),
+    "download": (["gdd", "download", "edm"], "name must be one of edm-cifar10-32x32-uncond-vp,"),
+    "data check": (["gdd", "data", "check", "{}/mixed.zip"], "images differ in size or colour: 8x8 RGB, 9x8 RGB"),
+    "data prepare": (["gdd", "data", "prepare", "{}/mixed.zip", "{}/out.zip"], "b.png is 9x8 RGB, not square"),
+    "data prepare over": (["gdd", "data", "prepare", "digits", "{}/empty.zip"], "empty.zip exists"),
+    "missing teacher": (
+        ["gdd", "train", "--run", "{}/run", "--preset", "ffhq-gdd-i"],
+        "edm-ffhq-64x64-uncond-ve.pkl is not there; `python -m gdd download edm-ffhq-64x64-uncond-ve` fetches it from https://",
+    ),
+    "fid: no source": (["analysis.fid", "{}/nothing.npz", "digits"], "nothing.npz does not exist"),
+    "fid: no features": (["analysis.fid", TEACHER, "digits", "--features", "vgg"], "features must be one of inception,"),
+    "fid: no metric": (["analysis.fid", TEACHER, "digits", "--metrics", "lpips"], "metrics must be of fd, kid,"),
+    "fid: other n": (["analysis.fid", TEACHER, "digits", "--n", "100"], "teacher@heun:18 has n = 100, digits n = 1,797"),
     "preset": (["gdd", "train", "--run", "{}/run", "--preset", "cifar"], "preset must be one of desk-teacher"),
     "set": (["gdd", "train", "--run", "{}/run", "--set", "lr=fast"], "lr must be float like"),
     "data": (["gdd", "train", "--run", "{}/run", "--set", "data={}/empty.zip"], "empty.zip holds no images"),
@@ -83,7 +109,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, files):
     assert sorted(files.iterdir()) == before
 
 
-@pytest.mark.parametrize("command", ["gdd", "analysis.activations", "analysis.figures"])
+@pytest.mark.parametrize("command", ["gdd", "analysis.activations", "analysis.figures", "analysis.fid"])
 def test_help_answers_in_a_second(command):
     seconds = []
     for _ in range(3):
@@ -113,7 +139,7 @@ def test_train_then_describe_then_sample(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "weights frozen (85.1%)" in done.stdout
-    described = call("gdd", "describe", "--ckpt", run / "final.safetensors")
+    described = call("gdd", "describe", run / "final.safetensors")
     assert "trained on 128 images" in described.stdout
     assert call("gdd", "sample", "--ckpt", run / "final.safetensors", "--out", picture, "--n", "6").returncode == 0
     assert picture.stat().st_size > 100

@@ -5,7 +5,7 @@ from cleanfid.fid import frechet_distance as clean_fid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.fid import FeatureStats, frechet_distance, label
+from analysis.fid import FeatureStats, bootstrap_interval, fd_infinity, frechet_distance, label, matrix
 
 
 def gaussian(mean, covariance, n=1000):
@@ -88,3 +88,56 @@ def test_bad_input_is_named():
 def test_only_inception_makes_a_fid():
     assert label("inception", 50_000) == "FID50000"
     assert label("digits", 1797) == "FD1797[digits]"
+
+
+def test_matrix_is_every_pair_and_names_a_wrong_dimension():
+    stats = [FeatureStats.of(features(seed, 60, 12, rank)) for seed, rank in ((0, None), (1, 5), (2, None), (3, 5))]
+    found = matrix(stats)
+    assert torch.equal(found, found.T)
+    assert torch.equal(found.diagonal(), torch.zeros(4, dtype=torch.float64))
+    for i in range(4):
+        for j in range(i):
+            assert float(found[i, j]) == pytest.approx(frechet_distance(stats[i], stats[j]), rel=1e-7)
+    with pytest.raises(ValueError, match="differ in dimension: 3 and 12"):
+        matrix([*stats, FeatureStats.of(features(4, 10, 3))])
+
+
+@pytest.mark.parametrize("d", [64, 256])
+def test_nearly_singular_covariances_keep_their_closed_form(d):
+    """Spectra over 16 orders of magnitude in a common basis, where the distance is known and scipy's root goes complex."""
+    basis = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    one, two = torch.logspace(0, -16, d, dtype=torch.float64), torch.logspace(0, -12, d, dtype=torch.float64)
+    a, b = (gaussian(torch.zeros(d), (basis * spectrum) @ basis.T) for spectrum in (one, two))
+    closed = float((one.sqrt() - two.sqrt()).square().sum())
+    assert frechet_distance(a, b) == pytest.approx(closed, rel=1e-4)
+    assert frechet_distance(a, a) < 1e-6
+
+
+def test_many_more_dimensions_than_images():
+    """Both covariances singular: zero eigenvalues must not add up to a distance."""
+    x = torch.randn(40, 500, generator=torch.Generator().manual_seed(0))
+    a, b = FeatureStats.of(x), FeatureStats.of(x + 1)
+    assert frechet_distance(a, a) < 1e-6
+    assert frechet_distance(a, b) == pytest.approx(500, rel=1e-6)
+
+
+def test_infinity_removes_the_bias_of_small_samples():
+    """Two samples of one distribution: FD falls like 1/n, and the line through it ends near 0."""
+    x, y = torch.randn(2, 3000, 24, generator=torch.Generator().manual_seed(1))
+    reference = FeatureStats.of(y)
+    plain, extrapolated = frechet_distance(FeatureStats.of(x), reference), fd_infinity(x, reference)
+    assert abs(extrapolated) < 0.7 * plain
+    assert fd_infinity(x, reference) == extrapolated
+    with pytest.raises(ValueError, match="at least 30 images; got 20"):
+        fd_infinity(x[:20], reference)
+
+
+def test_bootstrap_interval_holds_the_true_distance():
+    generator = torch.Generator().manual_seed(2)
+    hits = 0
+    for _ in range(100):
+        x, y = torch.randn(2, 400, 3, generator=generator)
+        low, high = bootstrap_interval(x, y + 1, draws=100)
+        assert 0 <= low < high
+        hits += low <= 3.0 <= high  # the distance of the distributions: |mean|^2 = 3
+    assert hits >= 86  # of 100, at a level of 95 per cent; 90 to 94 in 100 over 600 other pairs

@@ -33,14 +33,15 @@ def test_borders(path):
     names, package = imports(path), path.relative_to(ROOT).parts[0]
     if package == "gdd":
         assert not {name for name in names if name.startswith("analysis")}
-    if package == "analysis" and path.stem in ("hooks", "features", "fid", "plots"):
+    pure = ("hooks.py", "features.py", "plots.py", "fid/__init__.py", "fid/samples.py")
+    if package == "analysis" and path.relative_to(ROOT / "analysis").as_posix() in pure:
         assert not of_project(names)
     if path.stem == "plots":
         assert not {name for name in names if name.startswith("torch")}
     assert not names & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
     if path.stem != "edm_pickle":
         assert "torch.load(" not in path.read_text()
-    assert path.read_text().count("torch.load(") == path.read_text().count("weights_only=True)")
+    assert path.read_text().count("torch.load(") <= path.read_text().count("weights_only=True)")
     assert len(path.read_text().splitlines()) <= 350
 
 

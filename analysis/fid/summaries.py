@@ -1,0 +1,168 @@
+"""One pass over a source gives all that any metric needs; summaries are cached by content, and merge across processes.
+
+Under torchrun every process takes every so-many-th block of images. Blocks have a fixed size, so neither the batch size nor the
+number of processes decides what is summed with what but in the last bits.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analysis.features import Extractor
+from analysis.fid import FeatureStats
+from analysis.fid.samples import ClassScores
+from analysis.fid.sources import Source
+from gdd import checkpoint
+
+BLOCK = 1024
+SAMPLE = 10_000  # features kept for the metrics that need them one by one
+_VERSION = 1  # of what a cached summary means
+
+
+@dataclass
+class Summary:
+    """Moments of all features, a sample of at most `SAMPLE` of them in index order, and parts of the Inception Score."""
+
+    stats: FeatureStats
+    sample: Tensor  # (m,d) float32
+    scores: ClassScores | None
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("GDD_CACHE") or Path.home() / ".cache" / "gdd")
+
+
+@dataclass
+class Summaries:
+    """Summaries of sources under one extractor: each made once, and kept in `cache`, a folder, if one is given."""
+
+    extractor: Extractor
+    batch_size: int = 256
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.made: dict[str, tuple[Source, Summary]] = {}
+
+    def of(self, source: Source) -> Summary:
+        """Raises ValueError naming the source if it has fewer than 2 images, only equal ones, or features that are not finite."""
+        if source.n < 2:
+            raise ValueError(f"{source.name} has n = {source.n}; statistics need at least 2 images")
+        key = checkpoint.digest_of(_VERSION, source.identity, source.n, self.extractor.identity, BLOCK, SAMPLE)
+        if key not in self.made:
+            self.made[key] = source, self._cached(source, key)
+        return self.made[key][1]
+
+    def first(self) -> tuple[FeatureStats, dict[str, Any]]:
+        """Moments and provenance of the source that was summarised first."""
+        source, summary = next(iter(self.made.values()))
+        return summary.stats, {"source": source.name, **source.identity, "extractor": self.extractor.name}
+
+    def _cached(self, source: Source, key: str) -> Summary:
+        path = self.cache / f"{key}.safetensors" if self.cache else None
+        if path and path.is_file():
+            try:
+                return _read(path)
+            except (ValueError, KeyError, TypeError):
+                pass  # a damaged entry is made again
+        summary = _gathered(_pass(source, self.extractor, self.batch_size), source)
+        if path and _rank() == 0:
+            _write(path, summary, {"source": source.identity, "name": source.name, "extractor": self.extractor.identity})
+        return summary
+
+
+def _pass(source: Source, extractor: Extractor, batch_size: int) -> "_Partial":
+    """This process's share of the images, block by block."""
+    kept = np.zeros(source.n, bool)
+    kept[np.random.default_rng(0).choice(source.n, min(SAMPLE, source.n), replace=False)] = True
+    blocks = [range(start, min(start + BLOCK, source.n)) for start in range(0, source.n, BLOCK)]
+    part = _Partial()
+    bar = tqdm(total=sum(map(len, blocks[_rank() :: _world()])), unit="image", desc=source.name, disable=None)
+    with bar:
+        for block in blocks[_rank() :: _world()]:
+            features, probabilities = [], []
+            for images in source.batches(block, batch_size):
+                try:
+                    features.append(extractor(images))
+                    if (classes := extractor.classify(images)) is not None:
+                        probabilities.append(classes)
+                except ValueError as error:
+                    raise ValueError(f"{source.name}: {error}") from None
+                part.see(images)
+                bar.update(len(images))
+            part.add(source, block, torch.cat(features), torch.cat(probabilities) if probabilities else None, kept)
+    return part
+
+
+class _Partial:
+    """What one process has seen so far."""
+
+    def __init__(self) -> None:
+        self.stats: FeatureStats | None = None
+        self.scores: ClassScores | None = None
+        self.rows: list[tuple[int, Tensor]] = []  # (block's first index, kept features)
+        self.first: Tensor | None = None
+        self.varies = False
+
+    def see(self, images: Tensor) -> None:
+        if self.first is None:
+            self.first = images[:1].cpu().clone()
+        self.varies = self.varies or bool((images.cpu() != self.first).any())
+
+    def add(self, source: Source, block: range, features: Tensor, probabilities: Tensor | None, kept: np.ndarray) -> None:
+        self.stats = self.stats or FeatureStats.empty(features.shape[1])
+        try:
+            self.stats.update(features)
+        except ValueError as error:
+            raise ValueError(f"{source.name}: {error}") from None
+        self.rows.append((block.start, features[torch.from_numpy(kept[block.start : block.stop])]))
+        if probabilities is not None:
+            self.scores = self.scores or ClassScores.empty(probabilities.shape[1])
+            splits = len(self.scores.count)
+            self.scores.update(probabilities, torch.tensor([index * splits // source.n for index in block]))
+
+
+def _gathered(part: _Partial, source: Source) -> Summary:
+    """The summary of all processes' parts, the same in each."""
+    parts: list[Any] = [part]
+    if _world() > 1:
+        parts = [None] * _world()
+        dist.all_gather_object(parts, part)
+    seen = [p for p in parts if p.stats is not None]
+    first = seen[0]
+    if not any(p.varies or not torch.equal(p.first, first.first) for p in seen):
+        raise ValueError(f"{source.name}: all {source.n} images are equal")
+    for other in seen[1:]:
+        first.stats.merge(other.stats)
+        if first.scores is not None:
+            first.scores.merge(other.scores)
+    rows = sorted((row for p in seen for row in p.rows), key=lambda row: row[0])
+    return Summary(first.stats, torch.cat([features for _, features in rows]), first.scores)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _write(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
+    tensors = {"mean": summary.stats.mean, "scatter": summary.stats.scatter, "sample": summary.sample}
+    if summary.scores is not None:
+        tensors |= {f"scores.{name}": value for name, value in vars(summary.scores).items()}
+    checkpoint.write_tensors(path, tensors, provenance | {"n": summary.stats.n})
+
+
+def _read(path: Path) -> Summary:
+    tensors, metadata = checkpoint.read_tensors(path)
+    scores = {name.removeprefix("scores."): value for name, value in tensors.items() if name.startswith("scores.")}
+    stats = FeatureStats(metadata["n"], tensors["mean"], tensors["scatter"])
+    return Summary(stats, tensors["sample"], ClassScores(**scores) if scores else None)

@@ -1,0 +1,340 @@
+"""Sources, one pass, the cache, and the whole command: what is compared, what is refused, and that no option moves a number."""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_cli import ROOT, call
+from test_data import png, write_zip
+
+from analysis import features
+from analysis.features import Extractor
+from analysis.fid import FeatureStats, frechet_distance
+from analysis.fid.compare import abs_fid, compare, leakage, measure, over_ranges, rel_fid
+from analysis.fid.sources import Source, Statistics, open_source, save_statistics
+from analysis.fid.summaries import BLOCK, SAMPLE, Summaries
+from gdd import checkpoint, zoo
+from gdd.sampling import draw_latents, one_step
+
+
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(0)
+    return features.digits(features.DigitsFeatures().eval(), "untrained")
+
+
+@pytest.fixture
+def generator(tiny, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save_denoiser(path, tiny.copy(epsilon=0.002), backbones=["digits"])
+    return str(path)
+
+
+def array_source(images, name="array", identity=None):
+    def batches(indices, batch_size):
+        for part in torch.tensor(list(indices)).split(batch_size):
+            yield images[part]
+
+    return Source(name, len(images), tuple(images.shape[1:]), identity or {"array": name}, batches)
+
+
+def noise(n, seed=0, channels=1):
+    return torch.randint(0, 256, (n, channels, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+# --- sources -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_generator_is_its_images(generator, judge, tiny):
+    source = open_source(f"{generator}@one-step", seeds=range(5, 45))
+    (images,) = source.batches(range(40), 64)
+    latents, _ = draw_latents(range(5, 45), (1, 8, 8))
+    with torch.no_grad():
+        wanted = one_step(tiny.copy(epsilon=0.002), latents)
+    assert torch.equal(images, (wanted * 127.5 + 128).clip(0, 255).to(torch.uint8))
+    stats = Summaries(judge).of(source).stats
+    direct = FeatureStats.of(judge(images))
+    assert frechet_distance(stats, direct) < 1e-6
+    assert open_source(generator, seeds=range(3)).name == "tiny@one-step"  # a generator's default
+    with pytest.raises(ValueError, match="sampler must be one of"):
+        open_source(f"{generator}@ddim")
+
+
+def test_arrays_folders_and_zips_are_the_same_images(tmp_path, judge):
+    pictures = {f"{k}.png": png(value=9 * k, mode="L") for k in range(20)}
+    (tmp_path / "folder").mkdir()
+    for name, content in pictures.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    images = torch.cat(list(open_source(str(tmp_path / "folder")).batches(range(20), 8)))
+    np.save(tmp_path / "nchw.npy", images.numpy())
+    np.savez(tmp_path / "nhwc.npz", samples=images.permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "nhw.npy", images[:, 0].numpy())
+    write_zip(tmp_path / "a.zip", pictures)
+    base = Summaries(judge).of(open_source(str(tmp_path / "folder"))).stats
+    for name in ("nchw.npy", "nhwc.npz", "nhw.npy", "a.zip"):
+        source = open_source(str(tmp_path / name))
+        assert source.shape == (1, 8, 8)
+        assert torch.allclose(Summaries(judge).of(source).stats.scatter, base.scatter, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (dict(mu=np.zeros(3)), "holds neither one uint8 array of images nor mu and sigma; it holds mu float64"),
+        (dict(a=np.zeros((2, 3, 8, 8))), "holds neither"),
+        (dict(a=np.zeros((2, 8, 8, 5), np.uint8)), "1 or 3 channels"),
+        (dict(a=np.array([None])), "Object arrays cannot be loaded"),
+        (dict(mu=np.zeros(3), sigma=np.zeros((3, 2))), r"must be \(d,\) and \(d,d\)"),
+        (dict(mu=np.full(2, np.nan), sigma=np.eye(2)), "mu or sigma holds NaN"),
+        (b"no zip", "is not a plain .npz file"),
+        (dict(mu=np.zeros(2), sigma=np.eye(2), provenance=np.frombuffer(b"{", np.uint8)), "provenance is damaged"),
+    ],
+)
+def test_wrong_arrays_say_what_they_hold(tmp_path, content, message):
+    path = tmp_path / "x.npz"
+    path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)
+    with pytest.raises(ValueError, match=rf"x\.npz.*{message}"):
+        open_source(str(path))
+
+
+def test_statistics_round_trip_and_know_their_extractor(tmp_path, judge):
+    source = array_source(noise(100))
+    summaries = Summaries(judge)
+    stats = summaries.of(source).stats
+    save_statistics(tmp_path / "s.npz", stats, {"extractor": "digits"})
+    loaded = open_source(str(tmp_path / "s.npz"))
+    assert (loaded.n, loaded.extractor) == (100, "digits")
+    assert frechet_distance(loaded.stats, stats) < 1e-9
+    found = np.load(tmp_path / "s.npz")
+    assert np.allclose(found["sigma"], np.cov(judge(noise(100)).double().numpy(), rowvar=False))
+    np.savez(tmp_path / "edm.npz", mu=found["mu"], sigma=found["sigma"])  # as EDM publishes them: nothing else in it
+    published = open_source(str(tmp_path / "edm.npz"))
+    assert (published.n, published.extractor) == (None, None)
+    table = compare([array_source(noise(50, 1)), published], summaries, ["fd"])
+    assert table["metric"].tolist() == ["FD50[digits]"]
+    with pytest.raises(ValueError, match=r"s\.npz holds statistics of digits features, not of inception"):
+        compare([source, loaded], Summaries(replace(judge, name="inception")), ["fd"])
+    with pytest.raises(ValueError, match=r"kid, pr and dc needs images; s\.npz holds statistics"):
+        compare([source, loaded], summaries, ["kid"])
+
+
+# --- one pass ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 64, 5000])
+def test_the_batch_size_decides_nothing(judge, batch_size):
+    images = noise(1500)
+    found, whole = Summaries(judge, batch_size).of(array_source(images)), judge(images)
+    assert found.stats.n == 1500
+    assert torch.allclose(
+        found.stats.covariance, torch.from_numpy(np.cov(whole.double().numpy(), rowvar=False)), rtol=1e-5, atol=1e-8
+    )
+    assert torch.allclose(found.sample, whole, atol=1e-5)  # all of them, in order, while there are fewer than SAMPLE
+    assert float(found.scores.count.sum()) == 1500
+    reference = Summaries(judge, 256).of(array_source(images))
+    assert frechet_distance(found.stats, reference.stats) < 1e-6
+
+
+def test_a_large_source_keeps_a_fixed_sample():
+    n, wide = SAMPLE + 3 * BLOCK + 17, Extractor("index", "index", "1", lambda x: x.flatten(1)[:, :4].float())
+    images = torch.arange(n, dtype=torch.int32).view(torch.uint8).reshape(n, 1, 2, 2)
+    one, two = (Summaries(wide, batch_size).of(array_source(images)) for batch_size in (100, 1000))
+    assert len(one.sample) == SAMPLE
+    assert torch.equal(one.sample, two.sample)
+    index = one.sample.to(torch.int64) @ torch.tensor([1, 256, 65536, 1 << 24])
+    assert (index.diff() > 0).all()  # different images, in order
+    assert one.stats.n == n
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images():
+    script = """
+import resource, torch
+from analysis.features import Extractor
+from analysis.fid.sources import Source
+from analysis.fid.summaries import Summaries
+mixing = torch.randn(64, 2048)
+wide = Extractor("wide", "wide", "1", lambda x: x.flatten(1).float() @ mixing)
+def source(n):
+    def batches(indices, batch_size):
+        yield torch.randint(0, 256, (len(indices), 1, 8, 8), dtype=torch.uint8)
+    return Source(str(n), n, (1, 8, 8), {"n": n}, batches)
+for n in (14_000, 56_000):
+    Summaries(wide).of(source(n))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    small, large = map(int, done.stdout.split())
+    assert large - small < 60  # MiB; 42,000 more features would be 328
+    assert large < 1500
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (noise(1), "one has n = 1; statistics need at least 2 images"),
+        (torch.full((30, 1, 8, 8), 7, dtype=torch.uint8), "one: all 30 images are equal"),
+        (noise(30).repeat(1, 2, 1, 1), "one: features take uint8 images"),
+        (noise(30).float(), "one: features take uint8 images"),
+    ],
+)
+def test_images_without_a_distance(judge, images, message):
+    with pytest.raises(ValueError, match=message):
+        Summaries(judge).of(array_source(images, "one"))
+
+
+def test_features_that_are_not_finite(judge):
+    broken = replace(judge, features=lambda x: torch.full((len(x), 3), float("nan")), probabilities=None)
+    with pytest.raises(ValueError, match="one: features contain NaN or inf"):
+        Summaries(broken).of(array_source(noise(30), "one"))
+
+
+# --- comparisons -------------------------------------------------------------------------------------------------------------
+
+
+def test_grey_rgb_different_n_and_unknown_metrics_are_refused(judge):
+    grey, rgb, fewer = array_source(noise(30), "one"), array_source(noise(30, channels=3), "two"), array_source(noise(20), "few")
+    with pytest.raises(ValueError, match="one is grey and two is RGB"):
+        compare([grey, rgb], Summaries(judge), ["fd"])
+    with pytest.raises(ValueError, match=r"one has n = 30, few n = 20, and the distance depends on n: give --n"):
+        compare([grey, fewer], Summaries(judge), ["fd"])
+    assert len(compare([grey, fewer], Summaries(judge), ["fd"], allow_different_n=True)) == 1
+    with pytest.raises(ValueError, match="metrics must be of fd, kid, pr, dc, is, fd-infinity; got mmd"):
+        measure([grey, grey], Summaries(judge), metrics=["mmd"])
+    with pytest.raises(ValueError, match="two sources, one range and n = 2 are the least; got 1 sources"):
+        measure([grey], Summaries(judge))
+    other = Statistics("other.npz", FeatureStats.of(torch.randn(9, 5)))
+    with pytest.raises(ValueError, match=r"differ in dimension \(one 64, other\.npz 5\); the features are digits"):
+        compare([grey, other], Summaries(judge), ["fd"])
+
+
+def test_every_metric_of_every_pair(judge):
+    sources = [array_source(noise(200, seed), f"s{seed}") for seed in range(3)]
+    metrics = ["fd", "kid", "pr", "dc", "is", "fd-infinity"]
+    table = measure(sources, Summaries(judge), metrics=metrics, bootstrap=5)
+    assert len(table) == 3 * 7 + 3
+    assert set(table["metric"]) == {
+        "FD200[digits]", "FD[digits]-infinity", "KID200[digits]", "precision200[digits]", "recall200[digits]",
+        "density200[digits]", "coverage200[digits]", "IS200[digits]",
+    }  # fmt: skip
+    fd = table[table["metric"] == "FD200[digits]"]
+    assert (fd["low"] <= fd["high"]).all()
+    assert (over_ranges(table)["ranges"] == 1).all()  # nothing here has seeds
+
+
+def test_abs_and_rel_over_three_ranges(generator, judge):
+    """Same seeds for both generators, another range each time; a generator against itself is at no distance."""
+    sources = [open_source(generator), open_source(f"{generator}@k-step:2")]
+    table = measure(sources, Summaries(judge), n=40)
+    assert table["seeds"].tolist() == ["0-39", "40-79", "80-119"]
+    row = rel_fid(generator, f"{generator}@k-step:2", judge, n=40)
+    assert (row["mean"], row["min"], row["max"]) == pytest.approx(
+        (table["value"].mean(), table["value"].min(), table["value"].max())
+    )
+    assert rel_fid(generator, generator, judge, n=40)["max"] < 1e-6
+    row = abs_fid(generator, "digits", judge)
+    assert row["metric"] == "FD1797[digits]"
+    assert row["min"] <= row["mean"] <= row["max"]
+    with pytest.raises(ValueError, match="rel-FID is between two generators; digits is none"):
+        rel_fid(generator, "digits", judge)
+
+
+def test_kin_of_the_discriminator_are_named(generator, judge):
+    source = open_source(generator)
+    (line,) = leakage([source], judge)
+    assert "tiny@one-step looked through digits, which is kin to the features digits" in line
+    assert leakage([source], replace(judge, family="inception")) == []
+    shipped = open_source(str(zoo.path("gdd-i")))
+    assert shipped.backbones == ("digits",)
+    assert open_source(str(zoo.path("teacher"))).backbones == ()
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------------------
+
+
+def counted(judge):
+    calls = []
+
+    def look(images):
+        calls.append(len(images))
+        return judge.features(images)
+
+    return replace(judge, features=look), calls
+
+
+def test_the_cache_is_addressed_by_content(judge, tmp_path, generator):
+    extractor, calls = counted(judge)
+
+    def run(source, extractor=extractor):
+        calls.clear()
+        summary = Summaries(extractor, cache=tmp_path / "cache").of(source)
+        return bool(calls), summary
+
+    fresh, first = run(open_source(generator, seeds=range(50)))
+    again, second = run(open_source(generator, seeds=range(50)))
+    assert (fresh, again) == (True, False)
+    assert torch.equal(first.stats.scatter, second.stats.scatter)
+    assert torch.equal(first.sample, second.sample)
+    assert second.scores.score() == first.scores.score()
+    for changed in (
+        open_source(generator, seeds=range(1, 51)),
+        open_source(generator, seeds=range(51)),
+        open_source(f"{generator}@k-step:2", seeds=range(50)),
+    ):
+        assert run(changed)[0]
+    assert run(open_source(generator, seeds=range(50)), replace(extractor, identity="other weights"))[0]
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert run(open_source(generator, seeds=range(50)))[0]  # a damaged entry is made again
+    assert not run(open_source(generator, seeds=range(50)))[0]
+
+
+def test_writers_at_once_leave_a_whole_cache(judge, tmp_path):
+    def work():
+        for seed in range(4):
+            Summaries(judge, cache=tmp_path).of(array_source(noise(60, seed), identity={"seed": seed}))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(tmp_path.iterdir())) == 4
+    for path in tmp_path.iterdir():
+        checkpoint.read_tensors(path)
+
+
+# --- the command -------------------------------------------------------------------------------------------------------------
+
+GENERATOR = [str(zoo.path("gdd-i")), "digits", "--no-cache"]
+
+
+@pytest.mark.slow
+def test_one_process_or_two_give_the_same_numbers(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it: float32 sums depend on it, the moments do not
+    options = ["analysis.fid", *GENERATOR, "--metrics", "fd", "kid", "pr", "is", "--ranges", "1", "--json"]
+    alone = call(*options)
+    together = call("torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "-m", *options)
+    assert alone.returncode == together.returncode == 0, together.stderr
+    assert "looked through digits, which is kin" in alone.stderr
+    for one, two in zip(json.loads(alone.stdout), json.loads(together.stdout), strict=True):
+        assert one.pop("value") == pytest.approx(two.pop("value"), rel=1e-9)
+        errors = [row.pop("error") or 0 for row in (one, two)]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-9)
+        assert one == two
+
+
+@pytest.mark.slow
+def test_table_csv_and_saved_statistics(tmp_path):
+    done = call("analysis.fid", *GENERATOR, "--save-statistics", tmp_path / "s.npz")
+    assert done.returncode == 0, done.stderr
+    assert "FD1797[digits]" in done.stdout
+    again = call("analysis.fid", tmp_path / "s.npz", "digits", "--features", "digits", "--csv")
+    row = dict(zip(*(line.split(",") for line in again.stdout.splitlines()), strict=True))
+    assert row["metric"] == "FD1797[digits]"
+    assert 0.8 < float(row["value"]) < 1.7
