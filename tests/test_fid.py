@@ -86,7 +86,10 @@ def test_bad_input_is_named():
 
 
 def test_only_inception_makes_a_fid():
-    assert label("inception", 50_000) == "FID50000"
+    assert label("inception", 50_000) == "FID50k"
+    assert label("inception:clean", 5_000) == "FID5k[clean]"
+    assert label("inception", 10_000, "KID") == "KID10k"
+    assert label("clip", 50_000) == "FD50k[clip]"
     assert label("digits", 1797) == "FD1797[digits]"
 
 

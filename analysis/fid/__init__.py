@@ -124,7 +124,11 @@ def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15, 
 
 
 def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Basic bootstrap interval of FD between two samples (N,d): what is drawn twice raises FD, and is reflected back."""
+    """Basic bootstrap interval of the distance between the distributions two samples (N,d) came from.
+
+    Drawing twice raises FD by as much as a small sample does; both are reflected away, so the interval lies below the FD of the
+    samples where they are small for their dimension, as `fd_infinity` does.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(x: Tensor) -> FeatureStats:
@@ -136,7 +140,10 @@ def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95,
     return max(2 * distance - high, 0.0), max(2 * distance - low, 0.0)
 
 
-def label(extractor: str, n: int | None = None) -> str:
-    """`FID50000` for Inception features, `FD1797[digits]` for any other."""
-    size = "" if n is None else str(n)
-    return f"FID{size}" if extractor == "inception" else f"FD{size}[{extractor}]"
+def label(extractor: str, n: int | None = None, metric: str = "FD") -> str:
+    """`FID50k` for Inception features, `FID50k[clean]` for another resize, `FD1797[digits]` for any other; n may be unknown."""
+    size = "" if n is None else f"{n // 1000}k" if n % 1000 == 0 else str(n)
+    network, _, mode = extractor.partition(":")
+    if network != "inception":
+        return f"{metric}{size}[{extractor}]"
+    return f"{'FID' if metric == 'FD' else metric}{size}" + (f"[{mode}]" if mode else "")

@@ -124,16 +124,18 @@ def _print_table(rows) -> None:
     from rich.table import Table
 
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("", "against", "metric", "mean", "min to max", "ranges", "+-"):
-        shown.add_column(title, justify="left" if title in ("", "against", "metric") else "right", no_wrap=True)
+    for title in ("", "against", "metric"):
+        shown.add_column(title, overflow="fold")
+    errors = rows[["error", "low"]].notna().any(axis=None)
+    for title in ("mean", f"min to max of {rows['ranges'].max()}", *(["error"] if errors else [])):
+        shown.add_column(title, justify="right", min_width=6, no_wrap=True)
     for row in rows.to_dict("records"):
         error = f"{row['error']:.2g}" if row["error"] == row["error"] else ""
-        interval = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] == row["low"] else error
-        span = f"{row['min']:.4g} to {row['max']:.4g}"
+        error = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] == row["low"] else error
         names = [escape(row[name]) for name in ("a", "b", "metric")]
-        shown.add_row(*names, f"{row['mean']:.5g}", span, str(row["ranges"]), interval)
+        shown.add_row(*names, f"{row['mean']:.4g}", f"{row['min']:.4g} to {row['max']:.4g}", *([error] if errors else []))
     console = Console()
-    console.print(shown, width=console.width if console.is_terminal else 160, crop=False)
+    (console if console.is_terminal else Console(width=140)).print(shown)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from analysis.features import Extractor, family
 from analysis.fid import bootstrap_interval, fd_infinity, label, matrix
@@ -115,24 +116,17 @@ def _where(a: Source | Statistics, b: Source | Statistics | None, extractor: Ext
     }
 
 
-def _sample_rows(fake, real, extractor: Extractor, metrics: Sequence[str]) -> list[Row]:
-    size = min(len(fake), len(real))
-    suffix = f"{size}" if extractor.name == "inception" else f"{size}[{extractor.name}]"
-    rows: list[Row] = []
+def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor, metrics: Sequence[str]) -> list[Row]:
+    size, values = min(len(fake), len(real)), {}
+    error = float("nan")
     if "kid" in metrics:
-        value, error = kid(fake, real)
-        rows.append({"metric": f"KID{suffix}", "value": value, "error": error})
+        values["KID"], error = kid(fake, real)
     if "pr" in metrics:
-        rows += [
-            {"metric": f"{n}{suffix}", "value": v}
-            for n, v in zip(("precision", "recall"), precision_recall(fake, real), strict=True)
-        ]
+        values["precision"], values["recall"] = precision_recall(fake, real)
     if "dc" in metrics:
-        rows += [
-            {"metric": f"{n}{suffix}", "value": v}
-            for n, v in zip(("density", "coverage"), density_coverage(fake, real), strict=True)
-        ]
-    return rows
+        values["density"], values["coverage"] = density_coverage(fake, real)
+    return [{"metric": label(extractor.name, size, name), "value": value, "error": error if name == "KID" else float("nan")}
+            for name, value in values.items()]  # fmt: skip
 
 
 def _inception_score(source: Source | Statistics, summary: Summary | None, extractor: Extractor) -> Row:
@@ -141,8 +135,7 @@ def _inception_score(source: Source | Statistics, summary: Summary | None, extra
             f"is needs images, and features that classify (inception, digits); not {source.name} by {extractor.name}"
         )
     value, error = summary.scores.score()
-    name = f"IS{source.n}" if extractor.name == "inception" else f"IS{source.n}[{extractor.name}]"
-    return _where(source, None, extractor) | {"metric": name, "value": value, "error": error}
+    return _where(source, None, extractor) | {"metric": label(extractor.name, source.n, "IS"), "value": value, "error": error}
 
 
 def _sample(source: Source | Statistics, summary: Summary | None, metric: str) -> Summary:

@@ -106,7 +106,7 @@ class _Partial:
     def __init__(self) -> None:
         self.stats: FeatureStats | None = None
         self.scores: ClassScores | None = None
-        self.rows: list[tuple[int, Tensor]] = []  # (block's first index, kept features)
+        self.sample = torch.empty(0)  # (m,d) of the whole source, zero where other processes look
         self.first: Tensor | None = None
         self.varies = False
 
@@ -121,7 +121,11 @@ class _Partial:
             self.stats.update(features)
         except ValueError as error:
             raise ValueError(f"{source.name}: {error}") from None
-        self.rows.append((block.start, features[torch.from_numpy(kept[block.start : block.stop])]))
+        if not len(self.sample):  # once: many small tensors between large ones would keep the heap from shrinking
+            self.sample = torch.zeros(int(kept.sum()), features.shape[1])
+        chosen = features[torch.from_numpy(kept[block.start : block.stop])]
+        first = int(kept[: block.start].sum())
+        self.sample[first : first + len(chosen)] = chosen
         if probabilities is not None:
             self.scores = self.scores or ClassScores.empty(probabilities.shape[1])
             splits = len(self.scores.count)
@@ -140,10 +144,10 @@ def _gathered(part: _Partial, source: Source) -> Summary:
         raise ValueError(f"{source.name}: all {source.n} images are equal")
     for other in seen[1:]:
         first.stats.merge(other.stats)
+        first.sample += other.sample
         if first.scores is not None:
             first.scores.merge(other.scores)
-    rows = sorted((row for p in seen for row in p.rows), key=lambda row: row[0])
-    return Summary(first.stats, torch.cat([features for _, features in rows]), first.scores)
+    return Summary(first.stats, first.sample, first.scores)
 
 
 def _rank() -> int:
