@@ -76,6 +76,7 @@ class _Names:
             "torch.storage._load_from_bytes": self.storage,
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "torch.Size": lambda sizes=(): tuple(sizes),
             "torch.device": lambda *args: Record("torch.device", args),
             "numpy.dtype": lambda *args: Record("numpy.dtype", args),

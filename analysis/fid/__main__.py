@@ -61,20 +61,23 @@ def main(args: Fid) -> None:
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    leads = not dist.is_initialized() or dist.get_rank() == 0
     try:
         sources = [open_source(spec, device=device) for spec in args.sources]
         tables = []
         for name in args.features or _default_features(sources):
             extractor = _extractor(name, device)
-            for line in leakage(sources, extractor):
-                _say(f"warning: {line}")
+            for line in leakage(sources, extractor) if leads else ():
+                print(f"warning: {line}", file=sys.stderr)
             summaries = Summaries(extractor, args.batch_size, cache_folder() if args.cache else None)
             options: dict[str, Any] = dict(n=args.n, ranges=args.ranges, first_seed=args.first_seed, bootstrap=args.bootstrap)
             tables.append(measure(sources, summaries, metrics=args.metrics, allow_different_n=args.allow_different_n, **options))
-            if args.save_statistics and len(tables) == 1:
+            if args.save_statistics and len(tables) == 1 and leads:
                 save_statistics(args.save_statistics, *summaries.first())
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if leads:
             _report(args, tables)
     finally:
         if dist.is_initialized():
@@ -84,8 +87,10 @@ def main(args: Fid) -> None:
 def _default_features(sources) -> list[str]:
     from analysis.fid.sources import Statistics
 
-    small = [s.shape == (1, 8, 8) for s in sources if not isinstance(s, Statistics)]
-    return ["digits"] if small and all(small) else ["inception", "clip"]
+    finished = [source.extractor or "inception" for source in sources if isinstance(source, Statistics)]
+    if finished:
+        return finished[:1]
+    return ["digits"] if all(source.shape == (1, 8, 8) for source in sources) else ["inception", "clip"]
 
 
 def _extractor(name: str, device: str):
@@ -97,11 +102,6 @@ def _extractor(name: str, device: str):
     from gdd import checkpoint, zoo
 
     return features.digits(load_classifier("digits-features", "desk"), f"digits {checkpoint.digest(zoo.path('digits-features'))}")
-
-
-def _say(line: str) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(line, file=sys.stderr)
 
 
 def _report(args: Fid, tables) -> None:

@@ -71,7 +71,7 @@ def _generator(spec: str, device: torch.device | str) -> Callable[[range], Sourc
     def of(seeds: range) -> Source:
         def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
             for images in generate(denoiser, [seeds[index] for index in indices], sampler=sampler, batch_size=batch_size):
-                yield to_uint8(images)
+                yield to_uint8(images).cpu()
 
         identity = {"weights": weights, "sampler": sampler, "seeds": [seeds.start, seeds.stop]}
         shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)

@@ -66,11 +66,11 @@ class Summaries:
 
     def _cached(self, source: Source, key: str) -> Summary:
         path = self.cache / f"{key}.safetensors" if self.cache else None
-        if path and path.is_file():
-            try:
-                return _read(path)
-            except (ValueError, KeyError, TypeError):
-                pass  # a damaged entry is made again
+        found = [_read(path) if path and _rank() == 0 else None]
+        if _world() > 1:  # one process decides, or another writer could make them disagree
+            dist.broadcast_object_list(found, src=0)
+        if found[0] is not None:
+            return found[0]
         summary = _gathered(_pass(source, self.extractor, self.batch_size), source)
         if path and _rank() == 0:
             _write(path, summary, {"source": source.identity, "name": source.name, "extractor": self.extractor.identity})
@@ -165,8 +165,12 @@ def _write(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
     checkpoint.write_tensors(path, tensors, provenance | {"n": summary.stats.n})
 
 
-def _read(path: Path) -> Summary:
-    tensors, metadata = checkpoint.read_tensors(path)
-    scores = {name.removeprefix("scores."): value for name, value in tensors.items() if name.startswith("scores.")}
-    stats = FeatureStats(metadata["n"], tensors["mean"], tensors["scatter"])
-    return Summary(stats, tensors["sample"], ClassScores(**scores) if scores else None)
+def _read(path: Path) -> Summary | None:
+    """What is cached, or None: also where it is damaged, to be made again."""
+    try:
+        tensors, metadata = checkpoint.read_tensors(path)
+        scores = {name.removeprefix("scores."): value for name, value in tensors.items() if name.startswith("scores.")}
+        stats = FeatureStats(metadata["n"], tensors["mean"], tensors["scatter"])
+        return Summary(stats, tensors["sample"], ClassScores(**scores) if scores else None)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
