@@ -12,7 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from analysis.features import Extractor, family
-from analysis.fid import bootstrap_interval, fd_infinity, label, matrix
+from analysis.fid.frechet import bootstrap_interval, fd_infinity, label, matrix
 from analysis.fid.samples import density_coverage, kid, precision_recall
 from analysis.fid.sources import Source, Statistics, open_source
 from analysis.fid.summaries import Summaries, Summary

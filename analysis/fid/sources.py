@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.fid import FeatureStats
+from analysis.fid.frechet import FeatureStats
 from gdd import checkpoint
 from gdd.data import Images, open_images, to_uint8
 from gdd.sampling import generate, parse_sampler

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.features import Extractor
-from analysis.fid import FeatureStats
+from analysis.fid.frechet import FeatureStats
 from analysis.fid.samples import ClassScores
 from analysis.fid.sources import Source
 from gdd import checkpoint
