@@ -82,7 +82,7 @@ def digest(name: str, profile_name: str) -> str:
         return checkpoint.digest_of(asdict(CLASSIFIERS[name]))
     config = runs(profile_name, seeds=True)[name]
     needs: list = [DESK_NETWORK] if name == "teacher" else [digest(need, profile_name) for need in ("teacher", "digits-backbone")]
-    return checkpoint.digest_of(RECIPE, asdict(config), needs, digest("digits-features", profile_name))
+    return checkpoint.digest_of(RECIPE, config.identity(), needs, digest("digits-features", profile_name))
 
 
 def find(name: str, profile_name: str) -> Path | None:

@@ -1,11 +1,13 @@
 """Which weights of a UNet stay frozen: policies are data, resolved once to a list of parameter names.
 
 GDD-I (paper section 4) freezes the convolutions and the attention output inside UNet blocks and trains what is left:
-first and last convolution, norms, the noise embedding's affine, skip convolutions, qkv, embeddings.
+first and last convolution, norms, the noise embedding's affine, skip convolutions, qkv, embeddings. A pattern that begins with
+`!` takes back what earlier ones froze.
 """
 
 import difflib
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,6 +18,11 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
     "gdd-i": tuple(f"{block}.{layer}.*" for block in _BLOCK for layer in ("conv0", "conv1", "proj")),
 }
+# the narrower rule of the official loss file: convolutions of up and down blocks stay trained
+POLICIES["official-loss-rule"] = tuple(
+    pattern for pattern in POLICIES["gdd-i"] if "_up" not in pattern and "_down" not in pattern
+)
+POLICIES["norm-only"] = ("*", "!*norm*")  # freezes all but the group norms
 POLICIES["gdd-i+qkv"] = POLICIES["gdd-i"] + tuple(f"{block}.qkv.*" for block in _BLOCK)
 POLICIES["gdd-i+qkv+skip"] = POLICIES["gdd-i+qkv"] + tuple(f"{block}.skip.*" for block in _BLOCK)
 
@@ -27,6 +34,7 @@ class FreezeReport:
     names: tuple[str, ...]
     frozen: int
     total: int
+    blocks: Mapping[str, tuple[int, int]]  # (frozen, total) of each block, such as enc.8x8_block0
 
     @property
     def share(self) -> float:
@@ -43,17 +51,24 @@ def freeze(network: nn.Module, policy: str) -> FreezeReport:
     """
     names = [name for name, _ in network.named_parameters()]
     patterns = POLICIES[policy] if policy in POLICIES else tuple(part.strip() for part in policy.split(","))
-    frozen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    frozen: set[str] = set()
+    for pattern in patterns:
+        matched = set(fnmatch.filter(names, pattern.removeprefix("!")))
+        frozen = frozen - matched if pattern.startswith("!") else frozen | matched
     if policy not in POLICIES:
         for pattern in patterns:
-            if not fnmatch.filter(names, pattern):
+            if not fnmatch.filter(names, pattern.removeprefix("!")):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
                 raise ValueError(
                     f"freeze must be one of {', '.join(POLICIES)} or patterns of parameter names; {pattern!r} matches none; "
                     f"nearest: {', '.join(near)}"
                 )
-    counts = {True: 0, False: 0}
+    blocks: dict[str, tuple[int, int]] = {}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
-        counts[name in frozen] += parameter.numel()
-    return FreezeReport(tuple(sorted(frozen)), counts[True], sum(counts.values()))
+        parts = name.removeprefix("model.").split(".")
+        block = ".".join(parts[:2]) if parts[0] in ("enc", "dec") else parts[0]
+        held, total = blocks.get(block, (0, 0))
+        blocks[block] = held + parameter.numel() * (name in frozen), total + parameter.numel()
+    held, total = (sum(column) for column in zip(*blocks.values(), strict=True))
+    return FreezeReport(tuple(sorted(frozen)), held, total, blocks)

@@ -3,11 +3,14 @@
 Logits come as a list with one tensor (N,L) per backbone, as `ProjectedDiscriminator` gives them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gdd.sampling import ladder_sigma
 
 
 def edm_loss(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None = None, *,
@@ -23,14 +26,18 @@ def draw_sigma(n: int, generator: torch.Generator, *, mean: float = -1.2, std: f
     return (torch.randn(n, generator=generator) * std + mean).exp()
 
 
-def generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
-    """Non-saturating: softplus(-l_fake), l the mean logit of an image over one backbone; summed over backbones."""
-    return torch.stack([F.softplus(-logits.mean(dim=1)) for logits in fake_logits]).sum(dim=0)
+def generator_loss(fake_logits: Sequence[Tensor], kind: str = "non-saturating") -> Tensor:
+    """softplus(-l_fake), or for `hinge` -l_fake; l is the mean logit of an image over one backbone; summed over backbones."""
+    means = [logits.mean(dim=1) for logits in fake_logits]
+    return torch.stack([-mean if kind == "hinge" else F.softplus(-mean) for mean in means]).sum(dim=0)
 
 
-def discriminator_loss(fake_logits: Sequence[Tensor], real_logits: Sequence[Tensor]) -> Tensor:
-    """softplus(l_fake) + softplus(-l_real), summed over backbones."""
-    terms = [F.softplus(f.mean(dim=1)) + F.softplus(-r.mean(dim=1)) for f, r in zip(fake_logits, real_logits, strict=True)]
+def discriminator_loss(fake_logits: Sequence[Tensor], real_logits: Sequence[Tensor], kind: str = "non-saturating") -> Tensor:
+    """softplus(l_fake) + softplus(-l_real), or for `hinge` relu(1 + l_fake) + relu(1 - l_real); summed over backbones."""
+    terms = []
+    for fake, real in zip(fake_logits, real_logits, strict=True):
+        f, r = fake.mean(dim=1), real.mean(dim=1)
+        terms.append(F.relu(1 + f) + F.relu(1 - r) if kind == "hinge" else F.softplus(f) + F.softplus(-r))
     return torch.stack(terms).sum(dim=0)
 
 
@@ -59,6 +66,49 @@ def consistency_loss(student: Callable[..., Tensor], teacher: Callable[..., Tens
             finished = heun_step(teacher, stepped, middle, ladder[0].expand_as(middle), labels)
             target = torch.where(last.view(-1, 1, 1, 1), finished, target)
     return distance(student(noisy, sigma, labels), target)
+
+
+def progressive_loss(student: Callable[..., Tensor], teacher: Callable[..., Tensor],
+                     distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, noise: Tensor, uniform: Tensor, steps: int,
+                     labels: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Progressive distillation, all its levels at once (Salimans & Ho 2022; METHOD section 5); (N,).
+
+    A level of m = 2^k coarse steps, 2m <= `steps`, and a step t -> s of it are drawn from `uniform` (3,N). Two half steps
+    through the midpoint, of the teacher on the finest level and of the student above it, say where one step should end; the
+    target is the x0 that takes it there.
+    """
+    levels = int(math.log2(steps))
+    coarse = 2.0 ** (uniform[0] * levels).floor()  # m
+    t = (uniform[1] * coarse).floor() + 1
+    sigma_t, sigma_u, sigma_s = (ladder_sigma(r / coarse) for r in (t, t - 0.5, t - 1))
+    noisy = x + sigma_t.view(-1, 1, 1, 1) * noise
+    with torch.no_grad():
+        finest = (2 * coarse >= 2**levels).view(-1, 1, 1, 1)
+        at = noisy
+        for here, there in ((sigma_t, sigma_u), (sigma_u, sigma_s)):
+            of_teacher = teacher(at, here, labels, target_sigma=there)
+            at = torch.where(finest, of_teacher, student(at, here, labels, target_sigma=there))
+        ratio = (sigma_s / sigma_t).view(-1, 1, 1, 1)
+        target = (at - ratio * noisy) / (1 - ratio)
+    return distance(student(noisy, sigma_t, labels), target)
+
+
+def trajectory_loss(student: Callable[..., Tensor], teacher: Callable[..., Tensor],
+                    distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, noise: Tensor, uniform: Tensor, steps: int,
+                    labels: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Consistency trajectory (Kim et al. 2023): a jump t -> s agrees with a teacher's Heun step t -> u and a jump u -> s; (N,).
+
+    t in 2..`steps`, u = t - 1 and s in 0..u are drawn from `uniform` (3,N). Both ends at s are compared as the images the student
+    makes of them.
+    """
+    t = (uniform[0] * (steps - 1)).floor() + 2
+    s = (uniform[1] * t).floor()
+    sigma_t, sigma_u, sigma_s = (ladder_sigma(r / steps) for r in (t, t - 1, s))
+    noisy = x + sigma_t.view(-1, 1, 1, 1) * noise
+    with torch.no_grad():
+        stepped = heun_step(teacher, noisy, sigma_t, sigma_u, labels)
+        target = student(student(stepped, sigma_u, labels, target_sigma=sigma_s), sigma_s, labels)
+    return distance(student(student(noisy, sigma_t, labels, target_sigma=sigma_s), sigma_s, labels), target)
 
 
 def heun_step(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, target: Tensor, labels: Tensor | None = None) -> Tensor:

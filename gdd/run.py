@@ -94,5 +94,6 @@ def _check_config(folder: Path, wanted: dict[str, Any]) -> None:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); name another run folder") from None
+    found = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | found  # a run of an older version lacks younger fields
     if odd := [f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value]:
         raise ValueError(f"{folder} holds a run of another config ({'; '.join(odd)}); name another folder or delete it")

@@ -35,6 +35,12 @@ def generator_ladder(steps: int) -> Tensor:
     return sigma_ladder(steps + 1)[:-1]
 
 
+def ladder_sigma(r: Tensor) -> Tensor:
+    """The generator's level sigma(r), 80 at r = 1 and 0.002 at r = 0, of any position in [0,1]."""
+    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+    return (low + r * (high - low)) ** RHO
+
+
 def draw_latents(seeds: Sequence[int], shape: Sequence[int], label_dim: int = 0) -> tuple[Tensor, Tensor | None]:
     """Unit noise (N,*shape) and, if `label_dim`, class indices (N,), each image from its own seeded stream."""
     streams = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]

@@ -50,6 +50,7 @@ class Batch:
     noise: Tensor  # (B,C,H,W) added to real images (edm, cd)
     sigma: Tensor  # (B,) edm's noise levels
     index: Tensor  # (B,) cd's ladder positions, 2..N
+    uniform: Tensor  # (3,B) in [0,1), the positions of pd and ctm
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _Engine:
     teacher: Denoiser
     discriminator: Any = None
     d_optimizer: Any = None
-    consistency: Callable[..., Tensor] | None = None  # of (student, teacher, x=, noise=, index=, labels=)
+    distillation: Callable[[Batch], Tensor] | None = None  # the loss (B,) of cd, pd or ctm
 
 
 def init_state(config: TrainConfig, start: Denoiser, backbones: Sequence[Backbone] = ()) -> TrainState:
@@ -116,13 +117,27 @@ def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequ
     if state.discriminator is not None and state.d_optimizer is not None:
         discriminator, d_optimizer = fabric.setup(state.discriminator.train(), state.d_optimizer)
         engine = dataclasses.replace(engine, discriminator=discriminator, d_optimizer=d_optimizer)
-    if "cd" in config.objective:
+    if config.objective not in ("edm", "gdd"):
         fabric.to_device(start.eval())
         distance = partial(tap_distance, fabric.to_device(backbones[0].eval()))
-        ladder = generator_ladder(config.cd_steps).flip(0).to(fabric.device, torch.float32)  # ascending sigma(0..N)
-        engine = dataclasses.replace(engine, consistency=partial(losses.consistency_loss, distance=distance, ladder=ladder))
+        engine = dataclasses.replace(engine, distillation=_distillation(config, generator, start, distance, fabric.device))
 
     return _loop(engine, state, dataset)
+
+
+def _distillation(config: TrainConfig, student: Callable[..., Tensor], teacher: Denoiser,
+                  distance: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> Callable[[Batch], Tensor]:  # fmt: skip
+    steps, ladder = config.cd_steps, generator_ladder(config.cd_steps).flip(0).to(device, torch.float32)  # ascending sigma(0..N)
+
+    def loss(batch: Batch) -> Tensor:
+        common = (student, teacher, distance, batch.real, batch.noise)
+        if config.objective == "pd":
+            return losses.progressive_loss(*common, batch.uniform, steps, batch.labels)
+        if config.objective == "ctm":
+            return losses.trajectory_loss(*common, batch.uniform, steps, batch.labels)
+        return losses.consistency_loss(*common, batch.index, ladder, batch.labels)
+
+    return loss
 
 
 def _loop(engine: _Engine, state: TrainState, dataset: Images) -> Iterator[TrainState]:
@@ -152,14 +167,13 @@ def generator_step(engine: _Engine, batch: Batch, rate: float, metrics: dict[str
         trained = engine.d_optimizer.param_groups[0]["params"]
         _require_grad(trained, False)
         fake = parse_sampler(config.sampler)(engine.generator, batch.latents, labels=batch.labels)
-        loss = _note(metrics, "loss_g", losses.generator_loss(engine.discriminator(fake, batch.labels)))
+        loss = _note(metrics, "loss_g", losses.generator_loss(engine.discriminator(fake, batch.labels), config.gan_loss))
         total = total + (loss.mean() if config.reduction == "mean" else loss.sum())
         _require_grad(trained, True)
-    if engine.consistency is not None:
-        loss = engine.consistency(engine.generator, engine.teacher, x=batch.real, noise=batch.noise, index=batch.index,
-                                  labels=batch.labels)  # fmt: skip
+    if engine.distillation is not None:
         weight = config.cd_weight if config.objective == "gdd+cd" else 1.0
-        total = total + weight * _note(metrics, "loss_cd", loss).mean()
+        name = "loss_cd" if config.objective == "gdd+cd" else f"loss_{config.objective}"
+        total = total + weight * _note(metrics, name, engine.distillation(batch)).mean()
     _descend(engine, engine.optimizer, total, config.lr * rate)
     return None if fake is None else fake.detach()
 
@@ -174,7 +188,7 @@ def discriminator_step(
             fake = parse_sampler(config.sampler)(engine.generator, batch.latents, labels=batch.labels)
     real = batch.real.requires_grad_(with_r1)
     fake_logits, real_logits = engine.discriminator(fake, batch.labels), engine.discriminator(real, batch.labels)
-    loss = _note(metrics, "loss_d", losses.discriminator_loss(fake_logits, real_logits))
+    loss = _note(metrics, "loss_d", losses.discriminator_loss(fake_logits, real_logits, config.gan_loss))
     total = loss.mean() if config.reduction == "mean" else loss.sum()
     if with_r1:
         penalty = _note(metrics, "r1", losses.r1_penalty(real_logits, real))
@@ -224,7 +238,9 @@ def draw_batch(config: TrainConfig, dataset: Images, images_seen: int, label_dim
     latents, noise = torch.randn(2, *real.shape, generator=stream)
     sigma = losses.draw_sigma(len(real), stream)
     index = torch.randint(2, config.cd_steps + 1, (len(real),), generator=stream)
-    return Batch(real.to(device), labels, latents.to(device), noise.to(device), sigma.to(device), index.to(device))
+    uniform = torch.rand(3, len(real), generator=stream)  # drawn last: the streams of older runs stay what they were
+    drawn = (t.to(device) for t in (latents, noise, sigma, index, uniform))
+    return Batch(real.to(device), labels, *drawn)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 
 from gdd import losses
 from gdd.backbones import tap_distance
-from gdd.sampling import generator_ladder, solve
+from gdd.sampling import generator_ladder, ladder_sigma, solve
 
 
 def gaussian(x, sigma, labels=None, *, target_sigma=None):
@@ -21,6 +21,12 @@ def test_non_saturating_losses():
     assert torch.allclose(losses.discriminator_loss(sure, sure), torch.full((2,), 60.0))
     mixed = [torch.tensor([[1.0, 3.0]])]  # the mean logit counts, not the mean of the losses
     assert losses.generator_loss(mixed).item() == pytest.approx(math.log1p(math.exp(-2)))
+
+
+def test_hinge_losses():
+    fake, real = [torch.tensor([[-3.0, 1.0], [0.5, 0.5]])], [torch.tensor([[2.0, 2.0], [0.0, 1.0]])]
+    assert losses.generator_loss(fake, "hinge").tolist() == [1.0, -0.5]
+    assert losses.discriminator_loss(fake, real, "hinge").tolist() == [0.0, 1.5 + 0.5]
 
 
 def test_r1_of_a_linear_discriminator_is_its_squared_weights():
@@ -91,3 +97,68 @@ def test_tap_distance_is_a_distance(backbone):
     assert torch.allclose(tap_distance(backbone, a, b), tap_distance(backbone, b, a))
     assert (tap_distance(backbone, a, b) > 0).all()
     assert (tap_distance(backbone, a, b) <= 4 * 4 + 1e-5).all()  # four taps of unit vectors, each at most 2 apart
+
+
+def point(x, sigma, labels=None, *, target_sigma=None):
+    """Data of a single image, 0.3: its denoiser is constant, and Euler jumps follow the flow exactly."""
+    target = torch.full_like(x, 0.3)
+    if target_sigma is None:
+        return target
+    ratio = (target_sigma / sigma).view(-1, 1, 1, 1)
+    return ratio * x + (1 - ratio) * target
+
+
+def test_progressive_and_trajectory_losses_vanish_where_every_jump_is_exact():
+    x, noise, uniform = torch.full((64, 1, 4, 4), 0.3), torch.randn(64, 1, 4, 4), torch.rand(3, 64)
+    for loss in (losses.progressive_loss, losses.trajectory_loss):
+        assert loss(point, point, l2, x, noise, uniform, 16).max() < 1e-6
+
+        def wrong(x, sigma, labels=None, *, target_sigma=None):
+            x0 = 0.3 + 0.1 * x
+            ratio = 0 if target_sigma is None else (target_sigma / sigma).view(-1, 1, 1, 1)
+            return ratio * x + (1 - ratio) * x0
+
+        assert loss(wrong, point, l2, x, noise, uniform, 16).mean() > 1e-3
+
+
+def test_progressive_target_is_two_half_steps_of_the_teacher():
+    """On the finest level, by hand: N = 4 has coarse grids of 1 and 2 steps; here m = 2, t = 2."""
+    x, noise = torch.randn(2, 3, 1, 4, 4)
+    uniform, seen = torch.tensor([[0.9] * 3, [0.9] * 3, [0.0] * 3]), []
+
+    def teacher(x, sigma, labels=None, *, target_sigma=None):
+        x0 = gaussian(x, sigma)
+        ratio = (target_sigma / sigma).view(-1, 1, 1, 1)
+        return ratio * x + (1 - ratio) * x0
+
+    def student(x, sigma, labels=None, *, target_sigma=None):
+        return torch.zeros_like(x)
+
+    losses.progressive_loss(student, teacher, lambda a, b: seen.append(b) or l2(a, b), x, noise, uniform, 4)
+    sigma = [ladder_sigma(torch.tensor([r] * 3)) for r in (1.0, 0.75, 0.5)]
+    start = x + sigma[0].view(-1, 1, 1, 1) * noise
+    end = teacher(teacher(start, sigma[0], target_sigma=sigma[1]), sigma[1], target_sigma=sigma[2])
+    ratio = (sigma[2] / sigma[0]).view(-1, 1, 1, 1)
+    assert torch.allclose(ratio * start + (1 - ratio) * seen[0], end, atol=1e-4)  # one step with this x0 ends there too
+
+
+def test_trajectory_positions_are_nested():
+    seen = []
+
+    def student(x, sigma, labels=None, *, target_sigma=None):
+        seen.append((sigma, target_sigma))
+        return x
+
+    x, uniform = torch.zeros(500, 1, 2, 2), torch.rand(3, 500)
+    losses.trajectory_loss(student, gaussian, l2, x, x, uniform, 18)
+    (u, s), _, (t, s_again), _ = seen
+    assert (t > u).all()
+    assert (u >= s).all()
+    assert torch.equal(s, s_again)
+    assert s.min() < 0.01  # sometimes all the way
+
+
+def test_ladder_sigma_is_the_generators_ladder():
+    steps = 7
+    found = ladder_sigma(torch.arange(steps, -1, -1, dtype=torch.float64) / steps)
+    assert torch.allclose(found, generator_ladder(steps))

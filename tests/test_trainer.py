@@ -26,6 +26,9 @@ VARIANTS = {
     "cd": dict(objective="cd"),
     "cd-i": dict(objective="cd", freeze="gdd-i"),
     "gdd+cd": dict(objective="gdd+cd"),
+    "hinge": dict(gan_loss="hinge"),
+    "pd": dict(objective="pd"),
+    "ctm": dict(objective="ctm", freeze="norm-only"),
 }
 
 
@@ -132,8 +135,10 @@ def test_losses_fall(digits, backbone):
     curve = [state.metrics["loss_edm"] for state in train(config, digits, teacher, [])]
     assert sum(curve[-10:]) < 0.7 * sum(curve[:10])
     config = dataclasses.replace(config, objective="cd", lr=1e-3, betas=(0.9, 0.99))
-    curve = [state.metrics["loss_cd"] for state in train(config, digits, teacher, [backbone])]
-    assert sum(curve[-10:]) < 0.8 * sum(curve[:10])
+    for objective in ("cd", "pd", "ctm"):
+        config = dataclasses.replace(config, objective=objective, total_images=64 * 50)
+        curve = [state.metrics[f"loss_{objective}"] for state in train(config, digits, teacher, [backbone])]
+        assert sum(curve[-10:]) < 0.8 * sum(curve[:10]), objective
 
 
 @pytest.mark.slow
