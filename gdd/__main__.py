@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +155,7 @@ def train(args: Train) -> None:
     from gdd.download import find
     from gdd.freezing import freeze
     from gdd.presets import DESK_NETWORK
-    from gdd.run import run
+    from gdd.run import Stopped, run
 
     fabric = Fabric(accelerator=args.accelerator, devices=args.devices, precision=args.precision)
     fabric.launch()
@@ -169,7 +171,10 @@ def train(args: Train) -> None:
         start = checkpoint.load(args.teacher or zoo.path("teacher"))
         backbones = [load_digits_backbone(zoo.path("digits-backbone"))]
     print(f"freeze={config.freeze}: {freeze(start, config.freeze)}")
-    print(run(args.run, config, open_images(config.data), start, backbones, ticks=args.ticks, fabric=fabric))
+    try:
+        print(run(args.run, config, open_images(config.data), start, backbones, ticks=args.ticks, fabric=fabric))
+    except Stopped as stopped:
+        print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'gdd', *sys.argv[1:]])}")
 
 
 def _changed(config: TrainConfig, changes: list[str]) -> TrainConfig:

@@ -6,7 +6,10 @@ Files: `config.json`, `log.csv` (one row per tick), `state.safetensors` (all tha
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
 
     After each of `ticks` equal parts the losses' means and `evaluate(state)` become a row of the log, and the state is saved.
     `bar_position` keeps the progress bars of runs side by side apart; `provenance` goes into the file's metadata.
-    Raises ValueError if the folder holds a run of another config, naming the fields that differ.
+    Raises ValueError if the folder holds a run of another config, naming the fields that differ, and Stopped, with the state
+    saved, after SIGTERM or SIGINT.
     """
     folder = Path(folder)
     final = folder / "final.safetensors"
@@ -43,17 +47,18 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     state = init_state(config, start, backbones)
     saved, log = folder / "state.safetensors", []
+    sums: dict[str, list[float]] = {}  # of the tick's losses
     if saved.exists():
-        log = checkpoint.load_state(saved, state)["log"]
+        metadata = checkpoint.load_state(saved, state)
+        log, sums = metadata["log"], metadata.get("sums", {})
     training = train(config, dataset, start, backbones, fabric=fabric, state=state)
     checkpoint.write_atomically(folder / "config.json", json.dumps(wanted, indent=1).encode())
     steps = -(-config.total_images // config.batch_size)
     tick_steps = {-(-steps * (tick + 1) // ticks) for tick in range(ticks)}
 
-    sums: dict[str, list[float]] = {}
     bar = tqdm(total=config.total_images, initial=state.images_seen, unit="image", unit_scale=True, desc=folder.name,
                position=bar_position, leave=bar_position == 0, disable=None)  # fmt: skip
-    with bar:
+    with bar, _asked_to_stop() as asked:
         try:
             for _ in training:
                 for name, value in state.metrics.items():
@@ -66,6 +71,10 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
                     if fabric.is_global_zero:
                         _write_log(folder, log)
                         checkpoint.save_state(saved, state, log=log)
+                if asked and state.images_seen < config.total_images:
+                    if fabric.is_global_zero:
+                        checkpoint.save_state(saved, state, log=log, sums=sums)
+                    raise Stopped(f"stopped after {state.images_seen:,} of {config.total_images:,} images, saved in {saved}")
         except FloatingPointError as error:
             good = f"last good state: {saved}" if saved.exists() else "no state had been saved yet"
             raise FloatingPointError(f"stopped after {state.images_seen} images: {error}; {good}") from None
@@ -75,6 +84,31 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
         checkpoint.save_denoiser(final, state.ema, dtype=dtype, **provenance)
         saved.unlink(missing_ok=True)
     return final
+
+
+class Stopped(Exception):  # noqa: N818
+    """A run that was asked to stop, and has saved its state."""
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that SIGTERM or SIGINT fills: the step in progress is finished, then the state saved. A second one does not wait."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _row(state: TrainState, sums: dict[str, list[float]], evaluate: Evaluate | None) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -9,9 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from test_data import png
 
-from gdd import zoo
+from gdd import checkpoint, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,6 +132,27 @@ def test_activations_of_a_shipped_generator(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"activations-gdd-i.{kind}" for kind in ("csv", "pdf", "png")]
     assert done.stderr == ""  # no progress bar where nobody watches
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_the_printed_command_goes_on(tmp_path):
+    options = ["train", "--preset", "smoke-gdd-i", "--set", "total_images=1280", "--accelerator", "cpu", "--ticks", "2", "--run"]
+    command = [sys.executable, "-u", "-m", "gdd", *options, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while not (tmp_path / "run" / "config.json").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)  # in the middle of a tick
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "of 1,280 images, saved in" in out
+    resume = shlex.split(out.split("go on with: ")[1])
+    assert resume[:3] == ["python", "-m", "gdd"]
+    assert call("gdd", *resume[3:]).returncode == 0
+    assert call("gdd", *options, tmp_path / "whole").returncode == 0
+    one, two = (checkpoint.read_tensors(tmp_path / run / "final.safetensors") for run in ("run", "whole"))
+    assert all(torch.equal(tensor, two[0][name]) for name, tensor in one[0].items())
+    assert one[1]["log"] == two[1]["log"]
 
 
 @pytest.mark.slow
