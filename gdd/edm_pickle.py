@@ -21,10 +21,14 @@ from gdd.denoiser import GENERATOR_EPSILON, PRECOND_ARGUMENTS
 from gdd.unpickle import Name, Record, RefusedError, opcodes, read
 
 EPSILONS = {"EDMPrecond": 0.0, "GDDPrecond": GENERATOR_EPSILON, "D2OPrecond": GENERATOR_EPSILON}
+_DAMAGE = (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 _PRECOND_POSITIONS = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data",
                       "model_type")  # fmt: skip
 _STORAGE_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch.save's first pickle, before its zip format
 _STORAGE_HEADER_OPCODES = 400  # five small pickles; about 60 opcodes today
+_INERT = re.compile(  # a ModuleDict, a dtype, a layer of an entry that need not be understood: kept as data under their names
+    r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*|torch\.(b?float|u?int|bool)\d*"
+)
 _DEPTH = 32  # modules nest four deep in EDM's networks
 
 
@@ -41,6 +45,8 @@ def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors, metadata = dict(_tensors(network, "", set())), _metadata(network)
         except ValueError as error:
             raise ValueError(f"{path} {error}") from None
+        except _DAMAGE as error:  # values of other kinds than a network has
+            raise ValueError(f"{path} is damaged: {error}") from None
     return tensors, metadata | {"weights": "EMA" if entry == "ema" else "raw"}
 
 
@@ -49,7 +55,10 @@ def read_cifar_batch(file: BinaryIO, size: int) -> tuple[np.ndarray, list[int]]:
     content = read(file, _Names(size).resolve)
     if not isinstance(content, dict) or not {"data", "labels"} <= content.keys():
         raise ValueError("is no CIFAR-10 batch: it has no data and labels")
-    images, labels = _array(content["data"]), content["labels"]
+    try:
+        images, labels = _array(content["data"]), content["labels"]
+    except (ValueError, *_DAMAGE) as error:
+        raise ValueError(f"is no CIFAR-10 batch: {error}") from None
     if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8 or not isinstance(labels, list):
         raise ValueError(f"is no CIFAR-10 batch: its data are {images.dtype} {list(images.shape)}")
     if len(labels) != len(images) or not all(type(label) is int and 0 <= label < 10 for label in labels):
@@ -68,8 +77,8 @@ class _Names:
             "collections.OrderedDict": _new_dict,
             "builtins.set": self.to_set,
             "__builtin__.set": self.to_set,
-            "builtins.object": Record,
-            "__builtin__.object": Record,
+            "builtins.object": lambda: Record("object"),
+            "__builtin__.object": lambda: Record("object"),
             "copyreg._reconstructor": self.reconstruct,
             "copy_reg._reconstructor": self.reconstruct,
             "_codecs.encode": self.encode,
@@ -77,7 +86,7 @@ class _Names:
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-            "torch.Size": lambda sizes=(): tuple(sizes),
+            "torch.Size": lambda *args: Record("torch.Size", args),
             "torch.device": lambda *args: Record("torch.device", args),
             "numpy.dtype": lambda *args: Record("numpy.dtype", args),
             "numpy.ndarray": lambda *args: Record("numpy.ndarray", args),
@@ -88,12 +97,8 @@ class _Names:
             self.functions[f"{core}.numeric._frombuffer"] = lambda *args: Record("numpy.ndarray", args)
 
     def resolve(self, name: str) -> Callable[..., Any] | None:
-        if re.fullmatch(
-            r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*", name
-        ):  # a ModuleDict, or a layer of an entry that need not be understood
+        if _INERT.fullmatch(name):
             return lambda *args: Record(name, args)
-        if re.fullmatch(r"torch\.(b?float|u?int|bool)\d*", name):
-            return Record
         return self.functions.get(name)
 
     def spend(self, size: int) -> None:

@@ -211,6 +211,27 @@ def test_pickle_itself_would_have_run_it(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_parameters", 7), ("_modules", {"model": {}}), ("_modules", {"model": 3}),
+     ("_buffers", {"b": "text"}), ("_init_kwargs", None), ("_init_kwargs", {"img_resolution": {}}), ("_init_args", {}),
+     ("_init_kwargs", {"model_type": ["SongUNet"], "img_resolution": 8, "img_channels": 2}), ("sigma_data", "0.5"),
+     ("_init_kwargs", {7: 7}), ("img_channels", OrderedDict)],
+)  # fmt: skip
+def test_attributes_of_other_kinds_are_one_error(name, value, tmp_path):
+    path = tmp_path / "odd.pkl"
+    path.write_bytes(pickle.dumps(network_with(**{name: value}), 4))
+    with pytest.raises(ValueError, match=r"odd\.pkl"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("data", [b"cbuiltins\nobject\n)R", b"cnumpy\nndarray\n)R", b"cnumpy\nndarray\n)R(NNNNNtb", b"}"])
+def test_arrays_of_other_kinds_are_one_error(data):
+    content = raw(b"}(U\x04data" + data + b"U\x06labels]u.")
+    with pytest.raises(ValueError, match="is no CIFAR-10 batch"):
+        edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
+
+
 def test_a_module_that_contains_itself_ends():
     loop = b"ctorch.nn.modules.container\nModuleDict\n)\x81q\x00}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00ssb."
     record = read(io.BytesIO(raw(loop)), edm_pickle._Names(100).resolve)
