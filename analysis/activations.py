@@ -150,7 +150,7 @@ def main(args: Activations) -> None:
     data = args.data or metadata.get("train", {}).get("data", "none")
     images = None
     if data != "none":
-        found = open_images(data).images
+        found = open_images(data, in_memory=0).images  # only n of them are looked at
         if tuple(found.shape[1:]) != (denoiser.channels, denoiser.resolution, denoiser.resolution):
             raise ValueError(f"data {data} has images {tuple(found.shape[1:])}; the network takes "
                              f"{(denoiser.channels, denoiser.resolution, denoiser.resolution)}")  # fmt: skip

@@ -17,7 +17,7 @@ class TrainConfig:
     objective: Objective = "gdd"
     """edm trains a teacher; gdd the GAN loss alone; cd consistency, pd progressive, ctm trajectory distillation; gdd+cd a sum."""
     data: str = "digits"
-    """digits, a folder of images, or a zip in EDM's layout."""
+    """digits, a folder of images, a zip in EDM's layout, or CIFAR-10's python batches."""
     sampler: str = "one-step"
     """Generator: one-step, k-step:K or two-step:SIGMA; all calls share weights and are back-propagated together."""
     freeze: str = "none"

@@ -60,6 +60,10 @@ def main(args: Fid) -> None:
 
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = (f"cuda:{local}" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not to be had: {error}") from None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
