@@ -29,9 +29,10 @@ def files(tmp_path_factory):
     (folder / "notes.txt").write_text("no weights in here")
     with zipfile.ZipFile(folder / "empty.zip", "w") as archive:
         archive.writestr("readme.txt", "no images in here")
-    with zipfile.ZipFile(folder / "mixed.zip", "w") as archive:
-        archive.writestr("a.png", png((8, 8)))
-        archive.writestr("b.png", png((9, 8)))
+    for name, mode in (("mixed.zip", "RGB"), ("mixed-grey.zip", "L")):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("a.png", png((8, 8), mode))
+            archive.writestr("b.png", png((9, 8), mode))
     (folder / "evil.pkl").write_bytes(pickle.dumps({"ema": Evil(folder)}))
     return folder
 
@@ -60,8 +61,12 @@ BAD = {
     ),
     "zip without images": (["analysis.activations", "--ckpt", TEACHER, "--data", "{}/empty.zip"], "empty.zip holds no images"),
     "mixed sizes": (
+        ["analysis.activations", "--ckpt", TEACHER, "--data", "{}/mixed-grey.zip"],
+        "b.png is 9x8 grey, but a.png is 8x8 grey",
+    ),
+    "other images": (
         ["analysis.activations", "--ckpt", TEACHER, "--data", "{}/mixed.zip"],
-        "b.png is 9x8 RGB, but a.png is 8x8 RGB",
+        "mixed.zip has images (3, 8, 8); the network takes (1, 8, 8)",
     ),
     "unknown statistic": (
         ["analysis.activations", "--ckpt", TEACHER, "--profile", "smoke", "--statistic", "x"],
