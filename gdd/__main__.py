@@ -103,7 +103,7 @@ class Prepare:
     transform: Literal["none", "center-crop"] = "none"
     """center-crop cuts the middle square first: for ImageNet."""
     rgb: bool = False
-    """Convert grey, palette, CMYK and alpha pictures to RGB; by default they are refused where others are RGB."""
+    """Convert grey, palette, CMYK and alpha pictures to RGB; by default grey among RGB and the other kinds are refused."""
     max_images: int | None = None
     """Only the first so many."""
 
@@ -155,7 +155,7 @@ def train(args: Train) -> None:
     from gdd.download import find
     from gdd.freezing import freeze
     from gdd.presets import DESK_NETWORK
-    from gdd.run import Stopped, run
+    from gdd.run import Stopped, asked_to_stop, run
 
     fabric = Fabric(accelerator=args.accelerator, devices=args.devices, precision=args.precision)
     fabric.launch()
@@ -171,8 +171,10 @@ def train(args: Train) -> None:
         start = checkpoint.load(args.teacher or zoo.path("teacher"))
         backbones = [load_digits_backbone(zoo.path("digits-backbone"))]
     print(f"freeze={config.freeze}: {freeze(start, config.freeze)}")
+    dataset = open_images(config.data)
     try:
-        print(run(args.run, config, open_images(config.data), start, backbones, ticks=args.ticks, fabric=fabric))
+        with asked_to_stop() as asked:
+            print(run(args.run, config, dataset, start, backbones, ticks=args.ticks, fabric=fabric, asked=asked))
     except Stopped as stopped:
         print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'gdd', *sys.argv[1:]])}")
 

@@ -115,9 +115,8 @@ def _check_ranges(config: Mapping[str, Any]) -> None:
         value, (low, high) = config[name], _RANGES[name]
         values = [value] if name not in _LISTS else value if isinstance(value, list | tuple) else [None]
         kinds = (int, float) if name in _REALS else (int,)
-        if not all(isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high for v in values) or not len(
-            values
-        ) <= _LISTS.get(name, 1):
+        fits = all(isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high for v in values)
+        if not fits or len(values) > _LISTS.get(name, 1):
             wanted = f"{'numbers' if name in _REALS else 'integers'} from {low:g} to {high:g}"
             raise ValueError(
                 f"{name} must be {'a list of ' if name in _LISTS else 'one of the '}{wanted}; got {str(value)[:100]}"

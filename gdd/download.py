@@ -1,6 +1,7 @@
 """Public files, fetched only when asked for: EDM's checkpoints and reference statistics, and the backbones' weights.
 
-Nothing else in this project reaches for the network. `find` says where a file is expected and how to get it.
+Nothing else in `gdd` reaches for the network; `analysis.features` does, for weights that grade. `find` says where a file is
+expected and how to get it.
 """
 
 import hashlib

@@ -96,7 +96,7 @@ def _folder(path: Path) -> Pictures:
 def _zip(path: Path) -> Pictures:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is a damaged zip: {error}") from None
     entries = {entry.filename: entry for entry in archive.infolist()}
     for name in entries:

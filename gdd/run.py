@@ -7,7 +7,6 @@ Files: `config.json`, `log.csv` (one row per tick), `state.safetensors` (all tha
 import dataclasses
 import json
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +29,13 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 
 def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
         ticks: int = 8, evaluate: Evaluate | None = None, dtype: torch.dtype = torch.float32, fabric: Fabric | None = None,
-        bar_position: int = 0, **provenance: Any) -> Path:  # fmt: skip
+        bar_position: int = 0, asked: Sequence[int] = (), **provenance: Any) -> Path:  # fmt: skip
     """Train, or go on training, in `folder`; returns the finished `final.safetensors`.
 
     After each of `ticks` equal parts the losses' means and `evaluate(state)` become a row of the log, and the state is saved.
     `bar_position` keeps the progress bars of runs side by side apart; `provenance` goes into the file's metadata.
     Raises ValueError if the folder holds a run of another config, naming the fields that differ, and Stopped, with the state
-    saved, after SIGTERM or SIGINT.
+    saved, once `asked` is not empty, as `asked_to_stop` makes it.
     """
     folder = Path(folder)
     final = folder / "final.safetensors"
@@ -58,7 +57,7 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
 
     bar = tqdm(total=config.total_images, initial=state.images_seen, unit="image", unit_scale=True, desc=folder.name,
                position=bar_position, leave=bar_position == 0, disable=None)  # fmt: skip
-    with bar, _asked_to_stop() as asked:
+    with bar:
         try:
             for _ in training:
                 for name, value in state.metrics.items():
@@ -91,7 +90,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
+def asked_to_stop() -> Iterator[list[int]]:
     """A list that SIGTERM or SIGINT fills: the step in progress is finished, then the state saved. A second one does not wait."""
     asked: list[int] = []
 
@@ -100,9 +99,6 @@ def _asked_to_stop() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield asked

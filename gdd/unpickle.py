@@ -136,9 +136,11 @@ class _Machine:
                 size = int(opcode[-1])
                 stack[-size:] = [tuple(stack[-size:])]
             case "APPEND":
-                self.extend([stack.pop()])
+                item = stack.pop()
+                self.top(list).append(item)
             case "APPENDS":
-                self.extend(self.since_mark())
+                items = self.since_mark()
+                self.top(list).extend(items)
             case "SETITEM":
                 self.set_items([stack.pop(-2), stack.pop()])
             case "SETITEMS":
@@ -188,9 +190,6 @@ class _Machine:
             raise RefusedError(f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
         return self.stack[-1]
 
-    def extend(self, items: list[Any]) -> None:
-        self.top(list).extend(items)
-
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1].items if isinstance(self.stack[-1], Record) else self.top(dict)
         target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
@@ -218,10 +217,6 @@ def _key(value: Any) -> Any:
 
 
 def _describe(value: Any) -> str:
-    return (
-        f"the name {value.full}"
-        if isinstance(value, Name)
-        else f"a {value.kind}"
-        if isinstance(value, Record)
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, Name):
+        return f"the name {value.full}"
+    return f"a {value.kind if isinstance(value, Record) else type(value).__name__}"

@@ -129,7 +129,7 @@ def test_statistics_round_trip_and_know_their_extractor(tmp_path, judge):
 @pytest.mark.parametrize("batch_size", [1, 16, 64, 5000])
 def test_the_batch_size_decides_nothing(judge, batch_size):
     images = noise(1500)
-    found, whole = Summaries(judge, batch_size).of(array_source(images)), judge(images)
+    found, whole = Summaries(judge, batch_size).of(array_source(images), classify=True), judge(images)
     assert found.stats.n == 1500
     assert torch.allclose(
         found.stats.covariance, torch.from_numpy(np.cov(whole.double().numpy(), rowvar=False)), rtol=1e-5, atol=1e-8
@@ -269,12 +269,23 @@ def counted(judge):
     return replace(judge, features=look), calls
 
 
+def test_a_picture_is_looked_at_once_unless_its_class_is_asked_for(judge):
+    extractor, calls = counted(judge)
+    classes: list[int] = []
+    extractor = replace(extractor, probabilities=lambda x: classes.append(len(x)) or judge.probabilities(x))
+    summaries = Summaries(extractor)
+    compare([array_source(noise(60, 0), "one"), array_source(noise(60, 1), "two")], summaries, ["fd", "kid", "pr"])
+    assert (sum(calls), sum(classes)) == (120, 0)
+    compare([array_source(noise(60, 0), "one"), array_source(noise(60, 1), "two")], summaries, ["is"])
+    assert sum(classes) == 120
+
+
 def test_the_cache_is_addressed_by_content(judge, tmp_path, generator):
     extractor, calls = counted(judge)
 
     def run(source, extractor=extractor):
         calls.clear()
-        summary = Summaries(extractor, cache=tmp_path / "cache").of(source)
+        summary = Summaries(extractor, cache=tmp_path / "cache").of(source, classify=True)
         return bool(calls), summary
 
     fresh, first = run(open_source(generator, seeds=range(50)))

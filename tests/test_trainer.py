@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import signal
 
 import pytest
 import torch
@@ -126,6 +127,14 @@ def test_ema_halves_per_halflife(tiny, backbone):
         update_ema(state)
     for average, before in zip(state.ema.parameters(), start, strict=True):
         assert torch.allclose(average, before + 0.5, atol=1e-5)
+
+
+def test_a_run_leaves_signals_to_its_caller(tiny, digits, tmp_path):
+    """A pool's workers must die of Ctrl-C: only the command that asked for it saves first."""
+    seen = []
+    config = dataclasses.replace(GDD, objective="edm", total_images=16)
+    run(tmp_path / "r", config, digits, tiny, ticks=1, evaluate=lambda state: seen.append(signal.getsignal(signal.SIGINT)) or {})
+    assert seen == [signal.getsignal(signal.SIGINT)]
 
 
 @pytest.mark.slow

@@ -74,8 +74,9 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
     for a, b in combinations(sources, 2):
         _check_pair(a, b, extractor, allow_different_n or list(metrics) == ["fd-infinity"])
     _check_channels(sources)
-    found = [summaries.of(source) if isinstance(source, Source) else None for source in sources]
-    stats = [s.stats if isinstance(s, Statistics) else summaries.of(s).stats for s in sources]
+    classify = "is" in metrics
+    found = [summaries.of(source, classify=classify) if isinstance(source, Source) else None for source in sources]
+    stats = [s.stats if isinstance(s, Statistics) else summaries.of(s, classify=classify).stats for s in sources]
     if len({len(moments.mean) for moments in stats}) > 1:
         listed = ", ".join(f"{s.name} {len(moments.mean)}" for s, moments in zip(sources, stats, strict=True))
         raise ValueError(f"statistics differ in dimension ({listed}); the features are {extractor.name}")

@@ -28,7 +28,7 @@ _VERSION = 1  # of what a cached summary means
 
 @dataclass
 class Summary:
-    """Moments of all features, a sample of at most `SAMPLE` of them in index order, and parts of the Inception Score."""
+    """Moments of all features, a sample of at most `SAMPLE` of them in index order, and, if asked for, parts of the IS."""
 
     stats: FeatureStats
     sample: Tensor  # (m,d) float32
@@ -50,13 +50,15 @@ class Summaries:
     def __post_init__(self) -> None:
         self.made: dict[str, tuple[Source, Summary]] = {}
 
-    def of(self, source: Source) -> Summary:
-        """Raises ValueError naming the source if it has fewer than 2 images, only equal ones, or features that are not finite."""
+    def of(self, source: Source, *, classify: bool = False) -> Summary:
+        """`classify` adds the Inception Score's parts, for a second pass through the extractor. Raises ValueError naming
+        the source if it has fewer than 2 images, only equal ones, or features that are not finite.
+        """
         if source.n < 2:
             raise ValueError(f"{source.name} has n = {source.n}; statistics need at least 2 images")
-        key = checkpoint.digest_of(_VERSION, source.identity, source.n, self.extractor.identity, BLOCK, SAMPLE)
+        key = checkpoint.digest_of(_VERSION, source.identity, source.n, self.extractor.identity, BLOCK, SAMPLE, classify)
         if key not in self.made:
-            self.made[key] = source, self._cached(source, key)
+            self.made[key] = source, self._cached(source, key, classify)
         return self.made[key][1]
 
     def first(self) -> tuple[FeatureStats, dict[str, Any]]:
@@ -64,20 +66,20 @@ class Summaries:
         source, summary = next(iter(self.made.values()))
         return summary.stats, {"source": source.name, **source.identity, "extractor": self.extractor.name}
 
-    def _cached(self, source: Source, key: str) -> Summary:
+    def _cached(self, source: Source, key: str, classify: bool) -> Summary:
         path = self.cache / f"{key}.safetensors" if self.cache else None
         found = [_read(path) if path and _rank() == 0 else None]
         if _world() > 1:  # one process decides, or another writer could make them disagree
             dist.broadcast_object_list(found, src=0)
         if found[0] is not None:
             return found[0]
-        summary = _gathered(_pass(source, self.extractor, self.batch_size), source)
+        summary = _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
         if path and _rank() == 0:
             _write(path, summary, {"source": source.identity, "name": source.name, "extractor": self.extractor.identity})
         return summary
 
 
-def _pass(source: Source, extractor: Extractor, batch_size: int) -> "_Partial":
+def _pass(source: Source, extractor: Extractor, batch_size: int, classify: bool) -> "_Partial":
     """This process's share of the images, block by block."""
     kept = np.zeros(source.n, bool)
     kept[np.random.default_rng(0).choice(source.n, min(SAMPLE, source.n), replace=False)] = True
@@ -90,7 +92,7 @@ def _pass(source: Source, extractor: Extractor, batch_size: int) -> "_Partial":
             for images in source.batches(block, batch_size):
                 try:
                     features.append(extractor(images))
-                    if (classes := extractor.classify(images)) is not None:
+                    if classify and (classes := extractor.classify(images)) is not None:
                         probabilities.append(classes)
                 except ValueError as error:
                     raise ValueError(f"{source.name}: {error}") from None
