@@ -28,7 +28,7 @@ from gdd.config import TrainConfig
 from gdd.data import load_digits, open_images, to_uint8
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
-from gdd.presets import DESK_NETWORK, HEADLINE_SEEDS, RECIPE, profile
+from gdd.presets import DESK_NETWORKS, HEADLINE_SEEDS, RECIPE, profile, teacher_of
 from gdd.run import run
 from gdd.sampling import generate
 from gdd.trainer import TrainState
@@ -81,7 +81,8 @@ def digest(name: str, profile_name: str) -> str:
     if name in CLASSIFIERS:
         return checkpoint.digest_of(asdict(CLASSIFIERS[name]))
     config = runs(profile_name, seeds=True)[name]
-    needs: list = [DESK_NETWORK] if name == "teacher" else [digest(need, profile_name) for need in ("teacher", "digits-backbone")]
+    starts = teacher_of(name), "digits-backbone"
+    needs: list = [DESK_NETWORKS[name]] if name in DESK_NETWORKS else [digest(start, profile_name) for start in starts]
     return checkpoint.digest_of(RECIPE, config.identity(), needs, digest("digits-features", profile_name))
 
 
@@ -101,9 +102,9 @@ def _folder(name: str, profile_name: str) -> Path:
 def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = False) -> None:
     """Train every run of `names`, and what they need, that has no file of today's digest; `retrain` trains all from nothing.
 
-    Classifiers and teacher come first; then runs share the cores, the longest first, one thread each.
+    Classifiers and teachers come first; then runs share the cores, the longest first, one thread each.
     """
-    needed = [*CLASSIFIERS, "teacher", *(name for name in names if name != "teacher")]
+    needed = list(dict.fromkeys([*CLASSIFIERS, *map(teacher_of, names), *names]))
     if retrain:
         for name in needed:
             shutil.rmtree(_folder(name, profile_name), ignore_errors=True)
@@ -112,13 +113,13 @@ def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = Fa
         return
     configs = runs(profile_name, seeds=True)
     classifiers = [name for name in missing if name in CLASSIFIERS]
-    teacher = [name for name in missing if name == "teacher"]
-    rest = sorted(set(missing) - {*classifiers, *teacher}, key=lambda name: -_cost(configs[name]))
+    teachers = [name for name in missing if name in DESK_NETWORKS]
+    rest = sorted(set(missing) - {*classifiers, *teachers}, key=lambda name: -_cost(configs[name]))
     start = time.monotonic()
     workers = min(os.cpu_count() or 1, max(len(rest), len(classifiers), 1))
     with ProcessPoolExecutor(workers, get_context("spawn"), _die_quietly) as pool:
         try:
-            for stage in (classifiers, teacher, rest):
+            for stage in (classifiers, *([teacher] for teacher in teachers), rest):
                 for future in as_completed([pool.submit(_train, name, profile_name) for name in stage]):
                     name, summary = future.result()
                     print(f"[{time.monotonic() - start:6.0f} s] trained {name}: {summary}", flush=True)
@@ -139,19 +140,20 @@ def _cost(config: TrainConfig) -> float:
 
 def _train(name: str, profile_name: str) -> tuple[str, str]:
     """Train one run or classifier to its folder, in a process of its own; returns its name and a line about it."""
-    torch.set_num_threads(TEACHER_THREADS if name == "teacher" else 1)
+    torch.set_num_threads(TEACHER_THREADS if name in DESK_NETWORKS else 1)
     if name in CLASSIFIERS:
         return name, _train_classifier(name, profile_name)
     config = runs(profile_name, seeds=True)[name]
-    if name == "teacher":
+    if name in DESK_NETWORKS:
         torch.manual_seed(config.seed)
-        started, backbones = Denoiser.from_config(DESK_NETWORK), []
+        started, backbones = Denoiser.from_config(DESK_NETWORKS[name]), []
     else:
-        started, backbones = obtain("teacher", profile_name).denoiser, [load_classifier("digits-backbone", profile_name)]
+        started = obtain(teacher_of(name), profile_name).denoiser
+        backbones = [load_classifier("digits-backbone", profile_name)]
     begin = time.monotonic()
     run(_folder(name, profile_name), config, open_images(config.data), started, backbones, dtype=torch.float16,
         evaluate=lambda state: _evaluate(state, profile_name), bar_position=(current_process()._identity or (1,))[0] - 1,
-        name=name, digest=digest(name, profile_name))  # fmt: skip
+        provenance={"name": name, "digest": digest(name, profile_name)})  # fmt: skip
     seconds = time.monotonic() - begin
     trained = obtain(name, profile_name)
     last, frozen = trained.log.iloc[-1], freeze(trained.denoiser, config.freeze)
@@ -264,7 +266,7 @@ def ship(profile_name: str = "desk") -> None:
             continue
         denoiser, metadata = checkpoint.load_with_metadata(source)
         kept = {key: value for key, value in metadata.items() if key not in ("network", "epsilon")}
-        checkpoint.save_denoiser(target, denoiser, base=zoo.path("teacher"), dtype=torch.float16, **kept)
+        checkpoint.save_denoiser(target, denoiser, base=zoo.path(teacher_of(name)), dtype=torch.float16, **kept)
 
 
 @cache

@@ -33,7 +33,7 @@ class Figures:
     """Comma-separated notebooks, such as fig03; default: all."""
     retrain: bool = False
     """Train every run from nothing, whatever lies in runs/ or ships in gdd/zoo/."""
-    param: Annotated[list[str], tyro.conf.arg(aliases=["-p"])] = field(default_factory=list)
+    param: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(aliases=["-p"])] = field(default_factory=list)
     """Notebook parameters, name=value; every selected notebook must have them."""
     seeds: bool = False
     """Train GDD and GDD-I with further seeds and write figures/PROFILE/seeds.csv; no notebook is run."""
@@ -58,6 +58,8 @@ def main(args: Figures) -> None:
         return _write_seeds(args.profile)
     prefixes = tuple(prefix for name in chosen for prefix in NOTEBOOKS[name][1])
     needed = [run for run in runs if run in prefixes or (run.startswith(("k-step", "two-step")) and run.startswith(prefixes))]
+    if args.retrain and not args.only:
+        needed = list(runs)  # also what no figure shows, such as the class-conditional generator
     experiments.train_missing(needed, args.profile, retrain=args.retrain)
     for name in chosen:
         start = time.monotonic()

@@ -1,43 +1,16 @@
 """python -m gdd train | sample | describe | convert | download | data"""
 
 import dataclasses
-import io
-import shlex
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import tyro
 from tyro.conf import Positional
 
 from gdd.cli import run_cli
-from gdd.config import TrainConfig
-from gdd.presets import preset
-
-
-@dataclass
-class Train:
-    """Train in a run folder, or go on with what is there: a desk network on digits, or one of the paper's profiles."""
-
-    run: Path
-    """Run folder: config.json, log.csv, state.safetensors while it runs, final.safetensors when it is done."""
-    preset: str = "desk-gdd-i"
-    """desk-teacher, desk-gdd, desk-gdd-i, desk-cd, desk-cd-i, desk-gdd+cd, desk-k-step-4 ..., or smoke- and the same;
-    -gdd or -gdd-i after cifar10, cifar10-cond, afhqv2, ffhq, imagenet64."""
-    set: Annotated[list[str], tyro.conf.arg(aliases=["-s"])] = field(default_factory=list)
-    """Changes to the preset, name=value, such as lr=3e-4 freeze=none total_images=20000 data=PATH."""
-    teacher: Path | None = None
-    """Checkpoint or EDM pickle to start from; default: the shipped digits teacher, or the profile's in checkpoints/."""
-    ticks: int = 8
-    """Log rows and saved states per run."""
-    accelerator: str = "auto"
-    """Lightning Fabric's: auto, cpu, cuda, mps."""
-    devices: int = 1
-    """Processes."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """32-true, or bf16-mixed: bfloat16 where autocast thinks it safe."""
+from gdd.train_cli import Train, train
 
 
 @dataclass
@@ -141,75 +114,12 @@ def main(args: Train | Sample | Describe | Convert | Download | Data) -> None:
             check(action)
 
 
-def train(args: Train) -> None:
-    config, profile = preset(args.preset)
-    config = _changed(config, args.set)
-
-    import torch
-    from lightning_fabric import Fabric
-
-    from gdd import checkpoint, zoo
-    from gdd.backbones import Backbone, TimmBackbone, load_digits_backbone
-    from gdd.data import open_images
-    from gdd.denoiser import Denoiser
-    from gdd.download import find
-    from gdd.freezing import freeze
-    from gdd.presets import DESK_NETWORK
-    from gdd.run import Stopped, asked_to_stop, run
-
-    fabric = Fabric(accelerator=args.accelerator, devices=args.devices, precision=args.precision)
-    fabric.launch()
-    backbones: list[Backbone] = []
-    if profile:
-        teacher, weights = args.teacher or find(profile.teacher), {name: find(name) for name in profile.backbones}
-        start = checkpoint.load(teacher)
-        backbones = [TimmBackbone(name, path) for name, path in weights.items()]
-    elif config.objective == "edm":
-        torch.manual_seed(config.seed)
-        start = Denoiser.from_config(DESK_NETWORK)
-    else:
-        start = checkpoint.load(args.teacher or zoo.path("teacher"))
-        backbones = [load_digits_backbone(zoo.path("digits-backbone"))]
-    print(f"freeze={config.freeze}: {freeze(start, config.freeze)}")
-    dataset = open_images(config.data)
-    try:
-        with asked_to_stop() as asked:
-            print(run(args.run, config, dataset, start, backbones, ticks=args.ticks, fabric=fabric, asked=asked))
-    except Stopped as stopped:
-        print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'gdd', *sys.argv[1:]])}")
-
-
-def _changed(config: TrainConfig, changes: list[str]) -> TrainConfig:
-    """`config` with name=value changes, each read as the field's own type."""
-    kinds = {f.name: type(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    values: dict[str, Any] = {}
-    for change in changes:
-        name, separator, text = change.partition("=")
-        if not separator or name not in kinds:
-            raise ValueError(f"--set takes name=value with name one of {', '.join(kinds)}; got {change!r}")
-        try:
-            values[name] = _read(text, getattr(config, name))
-        except ValueError:
-            raise ValueError(f"{name} must be {kinds[name].__name__} like {getattr(config, name)!r}; got {text!r}") from None
-    return dataclasses.replace(config, **values)
-
-
-def _read(text: str, like: Any) -> Any:
-    if isinstance(like, bool):
-        return bool(["false", "true"].index(text.lower()))
-    if isinstance(like, tuple):
-        return tuple(type(like[0])(part) for part in text.split(","))
-    if isinstance(like, int):
-        return int(float(text)) if float(text).is_integer() else int(text)
-    return type(like)(text)
-
-
 def sample(args: Sample) -> None:
     import torch
-    from PIL import Image
 
     from gdd import checkpoint
     from gdd.data import to_uint8
+    from gdd.grid import grid_png
     from gdd.sampling import generate
 
     denoiser, metadata = checkpoint.load_with_metadata(args.ckpt)
@@ -220,16 +130,7 @@ def sample(args: Sample) -> None:
         raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
     seeds = range(args.first_seed, args.first_seed + args.n)
     images = torch.cat([to_uint8(batch) for batch in generate(denoiser, seeds, sampler=args.sampler or default)])
-    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=128)  # a grey frame keeps neighbours apart
-    columns = -(-len(images) // max(int(len(images) ** 0.5), 1))
-    rows = -(-len(images) // columns)
-    blank = torch.full((rows * columns - len(images), *images.shape[1:]), 128, dtype=torch.uint8)
-    c, h, w = images.shape[1:]
-    grid = torch.cat([images, blank]).view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    picture = Image.fromarray(grid.squeeze(2).numpy() if c == 1 else grid.numpy())
-    content = io.BytesIO()
-    picture.resize((picture.width * args.zoom, picture.height * args.zoom), Image.Resampling.NEAREST).save(content, "png")
-    checkpoint.write_atomically(args.out, content.getvalue())
+    checkpoint.write_atomically(args.out, grid_png(images, zoom=args.zoom))
     print(f"{args.out}: {len(images)} images, seeds {seeds.start} to {seeds.stop - 1}, {args.sampler or default}")
 
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from gdd.denoiser import Denoiser
 from gdd.edm_pickle import read_network
+from gdd.sharding import full, like
 
 FORMAT = "gdd-1"
+_COUNTS = ("images_seen", "skipped", "rollbacks")  # of a TrainState
 
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
@@ -51,6 +53,15 @@ def digest(path: Path | str) -> str:
     """First 16 hex digits of the file's SHA-256."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """16 hex digits that name a module's weights and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()[:16]
 
 
 def digest_of(*parts: Any) -> str:
@@ -121,7 +132,7 @@ def _metadata(file, path: Path | str) -> dict[str, Any]:
 def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | None = None, dtype: torch.dtype = torch.float32,
                   **metadata: Any) -> None:  # fmt: skip
     """Write a denoiser with its config; with `base`, a file in the same folder, only the tensors that differ from it."""
-    tensors = {name: tensor.to(dtype) for name, tensor in denoiser.state_dict().items()}
+    tensors = {name: full(tensor).to(dtype) for name, tensor in denoiser.state_dict().items()}
     if base is not None:
         kept, _ = read_tensors(base)
         tensors = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor.cpu(), kept[name])}
@@ -200,28 +211,55 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: "Infinity" if value == float("inf") else value for name, value in config.items()}
 
 
-def save_state(path: Path | str, state, **metadata: Any) -> None:
-    """A whole `TrainState`, float32: generator, EMA, discriminator, both optimizers, images seen."""
-    tensors = {f"{part}.{name}": t for part, module in _modules(state).items() for name, t in module.state_dict().items()}
+def pack_state(state) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and counts of a whole `TrainState`: generator, EMA, discriminator, both optimizers, fp16's scale.
+
+    If weights are sharded, every process must ask.
+    """
+    tensors = {f"{part}.{name}": full(t) for part, module in _modules(state).items() for name, t in module.state_dict().items()}
     for part, optimizer in _optimizers(state).items():
         for index, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"{part}.{index}.{slot}": value for slot, value in slots.items()}
-    write_tensors(path, {k: t.clone() for k, t in tensors.items()}, {"images_seen": state.images_seen} | metadata)
+            tensors |= {f"{part}.{index}.{slot}": full(value) for slot, value in slots.items()}
+    counts = {name: getattr(state, name) for name in _COUNTS}
+    scaler = state.scaler.state_dict() if state.scaler else {}
+    return {name: tensor.clone() for name, tensor in tensors.items()}, counts | {"scaler": scaler}
+
+
+def save_state(path: Path | str, state, **metadata: Any) -> None:
+    """Write a `TrainState` as one file."""
+    tensors, counts = pack_state(state)
+    write_tensors(path, tensors, counts | metadata)
+
+
+def state_bytes(state) -> int:
+    """About what `save_state` will write: all weights, and Adam's two moments of the trained ones."""
+    weights = [p for module in _modules(state).values() for p in (*module.parameters(), *module.buffers())]
+    moments = [p for optimizer in _optimizers(state).values() for p in optimizer.param_groups[0]["params"]]
+    return sum(t.numel() * t.element_size() for t in (*weights, *moments, *moments))
 
 
 def load_state(path: Path | str, state) -> dict[str, Any]:
     """Fill a fresh `TrainState` of the same config with what `save_state` wrote; returns the metadata."""
     tensors, metadata = read_tensors(path)
     for part, module in _modules(state).items():
-        module.load_state_dict({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
+        found = {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")}
+        try:
+            module.load_state_dict({name: like(found[name], t) for name, t in module.state_dict().items() if name in found})
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the run's {part}: {error}") from None
     for part, optimizer in _optimizers(state).items():
+        parameters = optimizer.param_groups[0]["params"]
         slots: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             if key.startswith(f"{part}."):
                 _, index, slot = key.split(".")
-                slots.setdefault(int(index), {})[slot] = tensor
+                placed = like(tensor, parameters[int(index)]) if tensor.ndim else tensor
+                slots.setdefault(int(index), {})[slot] = placed
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    state.images_seen = metadata["images_seen"]
+    if state.scaler and metadata["scaler"]:
+        state.scaler.load_state_dict(metadata["scaler"])
+    for name in _COUNTS:
+        setattr(state, name, metadata[name])
     return metadata
 
 

@@ -1,13 +1,25 @@
-"""The config of a training run, apart from torch so that `--help` answers at once."""
+"""The config of a training run and of what it is computed on, apart from torch so that `--help` answers at once."""
 
+import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-SAMPLER = re.compile(r"one-step|k-step:[1-9]\d*|two-step:\d*\.?\d+")
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+SAMPLER = re.compile(r"one-step|k-step:([1-9]\d{0,2})|two-step:(\d*\.?\d+)")
 
 Objective = Literal["edm", "gdd", "cd", "gdd+cd", "pd", "ctm"]
-LATER = ("gan_loss",)  # fields younger than the shipped runs: at their default they are left out of a run's identity
+OnNan = Literal["stop", "skip", "rollback"]
+# fields younger than the shipped runs: at their default they are left out of a run's identity
+LATER = ("gan_loss", "d_batch_norm_images", "distance", "precision")
+# what numbers may be; every part of a tuple must be
+_RANGES: dict[str, tuple[float, float]] = {
+    "total_images": (1, 1e12), "batch_size": (1, 1_000_000), "lr": (1e-12, 1), "lr_warmup_images": (0, 1e12),
+    "lr_decay_images": (0, 1e12), "betas": (0, 0.99999), "d_lr": (1e-12, 1), "d_channels": (1, 8192),
+    "d_head_sizes": (1, 1024), "d_head_widths": (1, 8192), "r1_gamma": (0, 1e6), "r1_interval": (1, 1e9), "cd_weight": (0, 1e6),
+    "cd_steps": (2, 10_000), "ema_halflife_images": (0, 1e12), "ema_rampup": (0, 1e12), "seed": (0, 2_000_000_000),
+    "d_batch_norm_images": (0, 1_000_000),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,35 +74,103 @@ class TrainConfig:
     """Seeds weights, data order and noise."""
     gan_loss: Literal["non-saturating", "hinge"] = "non-saturating"
     """Adversarial losses of generator and discriminator."""
+    d_batch_norm_images: int = 0
+    """Images that share the statistics of the discriminator's BatchNorm, whatever processes and micro-batches; 0: the batch."""
+    distance: Literal["backbone", "lpips"] = "backbone"
+    """What cd, pd and ctm compare images by: the first backbone's features, or LPIPS."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products: float32, or autocast to bfloat16, or to float16 with scaled gradients."""
 
     def __post_init__(self):
-        for name in ("total_images", "batch_size", "r1_interval", "cd_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("lr", "d_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0; got {getattr(self, name)}")
-        for name in ("ema_halflife_images", "ema_rampup", "r1_gamma", "cd_weight", "lr_warmup_images", "lr_decay_images"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas) or len(self.betas) != 2:
-            raise ValueError(f"betas must be two numbers in [0, 1); got {self.betas}")
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be mean or sum; got {self.reduction!r}")
-        if self.gan_loss not in ("non-saturating", "hinge"):
-            raise ValueError(f"gan_loss must be non-saturating or hinge; got {self.gan_loss!r}")
-        if self.objective not in get_args(Objective):
-            raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}; got {self.objective!r}")
-        if self.objective in ("pd", "ctm") and self.cd_steps < 2:
-            raise ValueError(f"cd_steps must be at least 2 with objective {self.objective}; got {self.cd_steps}")
+        for name, kind in get_type_hints(TrainConfig).items():
+            _check(name, getattr(self, name), kind)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers; got {self.betas}")
+        if len(self.d_channels) != 4:
+            raise ValueError(f"d_channels must be four widths; got {self.d_channels}")
+        if not self.d_head_sizes or len(self.d_head_sizes) != len(self.d_head_widths):
+            raise ValueError(f"d_head_widths must have one entry per d_head_sizes; got {self.d_head_widths}, {self.d_head_sizes}")
+        asked = SAMPLER.fullmatch(self.sampler)
+        if not asked or (asked[2] and not 0 < float(asked[2]) < SIGMA_MAX):
+            raise ValueError(
+                f"sampler must be one-step, k-step:K of K up to 999, or two-step:SIGMA below {SIGMA_MAX:g}; got {self.sampler!r}"
+            )
         if self.objective in ("cd", "gdd+cd", "pd", "ctm") and self.sampler != "one-step":
             raise ValueError(f"sampler must be one-step with objective {self.objective}; got {self.sampler!r}")
-        if not SAMPLER.fullmatch(self.sampler):
-            raise ValueError(f"sampler must be one-step, k-step:K or two-step:SIGMA; got {self.sampler!r}")
-        if len(self.d_head_sizes) != len(self.d_head_widths):
-            raise ValueError(f"d_head_widths must have one entry per d_head_sizes; got {self.d_head_widths}, {self.d_head_sizes}")
+        if self.d_batch_norm_images and self.batch_size % self.d_batch_norm_images:
+            raise ValueError(f"d_batch_norm_images must divide batch_size {self.batch_size}; got {self.d_batch_norm_images}")
 
     def identity(self) -> dict[str, Any]:
         """The fields that tell this run from others, and from those of older versions."""
         default = TrainConfig.__dataclass_fields__
         return {name: value for name, value in asdict(self).items() if name not in LATER or value != default[name].default}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run is computed on. It decides speed and memory, and of the weights the last digits only."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
+    devices: int = 0
+    """Processes per machine; 0: as many as torchrun or SLURM started, else one."""
+    nodes: int = 0
+    """Machines; 0: as many as torchrun or SLURM started, else one."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds all weights; fsdp: a share of the generator's weights, average and Adam moments."""
+    micro_batch_size: int = 0
+    """Images that go through the networks of a process at once, gradients adding up; 0: its whole share of the batch."""
+    compile: bool = False
+    """torch.compile for the generator; while forward hooks listen it runs as it is, since compiled code skips them."""
+
+    def __post_init__(self):
+        for name in ("devices", "nodes", "micro_batch_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        if self.compile and self.strategy == "fsdp":
+            raise ValueError("compile goes with strategy ddp; got fsdp")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a run does and leaves at each of its ticks, beside the log and the state."""
+
+    ticks: int = 8
+    """Equal parts of a run, after each of which the losses' means become a row of the log and the state is saved."""
+    samples: int = 0
+    """Images in each tick's grid."""
+    tensorboard: bool = False
+    """Curves and grids for TensorBoard, if it is installed."""
+    on_nan: OnNan = "stop"
+    """A loss or gradient that is not finite: stop, skip the rest of the step, or return to the last state with other noise."""
+    max_skips: int = 100
+    """Steps that may be skipped, and returns that may be made, in one run."""
+    allow_change: tuple[str, ...] = ()
+    """Fields of the config in which a run may go on with other values than it was started with."""
+
+    def __post_init__(self):
+        for name, least in (("ticks", 1), ("samples", 0), ("max_skips", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError if the value of a field is not of its annotated kind, or out of its range."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}")
+        return
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError(f"{name} must be a tuple; got {value!r}")
+        for part in value:
+            _check(name, part, get_args(kind)[0])
+        return
+    plain = type(value)
+    if plain is not kind and not (kind is float and plain is int):
+        raise ValueError(f"{name} must be {kind.__name__}; got {value!r}")
+    if kind in (int, float):
+        low, high = _RANGES[name]
+        if not (math.isfinite(value) and low <= value <= high):
+            wanted = "an integer" if kind is int else "a number"
+            raise ValueError(f"{name} must be {wanted} from {low:g} to {high:g}; got {value}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gdd.backbones import Backbone
@@ -42,15 +43,31 @@ class RandomProjection(nn.Module):
         return maps
 
 
-def _head(in_channels: int, size: int, widths: Mapping[int, int], out_channels: int) -> nn.Sequential:
+class BatchNorm(nn.BatchNorm2d):
+    """Batch statistics of every `images` consecutive images by themselves, as if each group lay on a GPU of its own.
+
+    So a step is the same however its batch is split over processes and micro-batches. 0: of all at once. Running statistics are
+    not kept, since a discriminator is never evaluated.
+    """
+
+    def __init__(self, channels: int, images: int):
+        super().__init__(channels, track_running_stats=False)
+        self.images = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.split(self.images or len(x))
+        return super().forward(x) if len(groups) == 1 else torch.cat([super(BatchNorm, self).forward(g) for g in groups])
+
+
+def _head(in_channels: int, size: int, widths: Mapping[int, int], out_channels: int, norm_images: int) -> nn.Sequential:
     """Stride-2 convolutions down to the smallest size in `widths`, then one convolution to a map of logits."""
     layers: list[nn.Module] = []
     channels, smallest = in_channels, min(widths)
     while size > smallest:
         size //= 2
         if size not in widths:
-            raise ValueError(f"the discriminator's head sizes must include {size}; got {', '.join(map(str, widths))}")
-        layers += [spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1)), nn.BatchNorm2d(widths[size])]
+            raise ValueError(f"d_head_sizes must include {size}; got {', '.join(map(str, widths))}")
+        layers += [spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1)), BatchNorm(widths[size], norm_images)]
         layers += [nn.LeakyReLU(0.2)]
         channels = widths[size]
     kernel = min(4, size)
@@ -66,7 +83,7 @@ class ProjectedDiscriminator(nn.Module):
     """
 
     def __init__(self, backbones: Sequence[Backbone], *, channels: Sequence[int] = (64, 128, 256, 512),
-                 head_widths: Mapping[int, int] = HEAD_WIDTHS, label_dim: int = 0):  # fmt: skip
+                 head_widths: Mapping[int, int] = HEAD_WIDTHS, label_dim: int = 0, norm_images: int = 0):  # fmt: skip
         super().__init__()
         self.backbones = nn.ModuleList(backbones).requires_grad_(False)
         projections = [RandomProjection(backbone.tap_channels, channels) for backbone in backbones]
@@ -75,13 +92,19 @@ class ProjectedDiscriminator(nn.Module):
         for backbone, projection in zip(backbones, projections, strict=True):
             sizes = zip(projection.out_channels, backbone.map_sizes, strict=True)
             last = CLASS_CHANNELS if label_dim else 1
-            self.heads.append(nn.ModuleList(_head(width, size, head_widths, last) for width, size in sizes))
+            self.heads.append(nn.ModuleList(_head(width, size, head_widths, last, norm_images) for width, size in sizes))
         self.classes = nn.Embedding(label_dim, CLASS_CHANNELS) if label_dim else None
 
     def train(self, mode: bool = True) -> "ProjectedDiscriminator":
         super().train(mode)
         self.backbones.eval()
         return self
+
+    def iterate(self, on: bool) -> None:
+        """Whether the next call takes the spectral norms' power iteration further: one per pass over a batch, not per call."""
+        for module in self.heads.modules():
+            if parametrize.is_parametrized(module):
+                module.parametrizations.train(on)  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         logits = []

@@ -1,4 +1,4 @@
-"""Public files, fetched only when asked for: EDM's checkpoints and reference statistics, and the backbones' weights.
+"""Public files, fetched only when asked for: EDM's checkpoints and reference statistics, and the weights of backbones and LPIPS.
 
 Nothing else in `gdd` reaches for the network; `analysis.features` does, for weights that grade. `find` says where a file is
 expected and how to get it.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from gdd.presets import CHECKPOINTS, DEIT, LITE, PAPER, TEACHERS, VGG
+from gdd.presets import CHECKPOINTS, DEIT, LITE, LPIPS, PAPER, TEACHERS, VGG
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 TIMM = "https://huggingface.co/timm"
@@ -21,6 +21,7 @@ ADDRESSES = {
     **{name: f"{EDM}/pretrained/{name}.pkl" for name in TEACHERS},
     **{profile.reference: f"{EDM}/fid-refs/{profile.reference}.npz" for profile in PAPER.values()},
     VGG: f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors",
+    LPIPS: f"{TIMM}/vgg16.tv_in1k/resolve/main/model.safetensors",
     LITE: f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors",
     DEIT: f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors",
 }

@@ -32,13 +32,10 @@ def generator_loss(fake_logits: Sequence[Tensor], kind: str = "non-saturating") 
     return torch.stack([-mean if kind == "hinge" else F.softplus(-mean) for mean in means]).sum(dim=0)
 
 
-def discriminator_loss(fake_logits: Sequence[Tensor], real_logits: Sequence[Tensor], kind: str = "non-saturating") -> Tensor:
-    """softplus(l_fake) + softplus(-l_real), or for `hinge` relu(1 + l_fake) + relu(1 - l_real); summed over backbones."""
-    terms = []
-    for fake, real in zip(fake_logits, real_logits, strict=True):
-        f, r = fake.mean(dim=1), real.mean(dim=1)
-        terms.append(F.relu(1 + f) + F.relu(1 - r) if kind == "hinge" else F.softplus(f) + F.softplus(-r))
-    return torch.stack(terms).sum(dim=0)
+def discriminator_loss(logits: Sequence[Tensor], real: bool, kind: str = "non-saturating") -> Tensor:
+    """softplus(-l) on real images and softplus(l) on fakes, or for `hinge` relu(1 - l) and relu(1 + l); summed over backbones."""
+    means = [-x.mean(dim=1) if real else x.mean(dim=1) for x in logits]
+    return torch.stack([F.relu(1 + mean) if kind == "hinge" else F.softplus(mean) for mean in means]).sum(dim=0)
 
 
 def r1_penalty(real_logits: Sequence[Tensor], real: Tensor) -> Tensor:
@@ -61,10 +58,8 @@ def consistency_loss(student: Callable[..., Tensor], teacher: Callable[..., Tens
     with torch.no_grad():
         stepped = heun_step(teacher, noisy, sigma, middle, labels)
         target = student(stepped, middle, labels)
-        last = index == 2
-        if last.any():
-            finished = heun_step(teacher, stepped, middle, ladder[0].expand_as(middle), labels)
-            target = torch.where(last.view(-1, 1, 1, 1), finished, target)
+        finished = heun_step(teacher, stepped, middle, ladder[0].expand_as(middle), labels)
+        target = torch.where((index == 2).view(-1, 1, 1, 1), finished, target)
     return distance(student(noisy, sigma, labels), target)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gdd.config import TrainConfig
+from gdd.config import Objective, TrainConfig
 
 RECIPE = 1  # raise it when code, not config, changes what a run trains to: shipped weights then count as stale
 
@@ -17,6 +17,8 @@ DESK_NETWORK: dict[str, Any] = dict(
     img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=16, channel_mult=[1, 2, 1.5], num_blocks=1,
     channel_mult_emb=2, attn_resolutions=[4], dropout=0.0,
 )  # fmt: skip
+
+DESK_NETWORKS = {"teacher": DESK_NETWORK, "cond-teacher": DESK_NETWORK | {"label_dim": 10}}
 
 DESK_TEACHER = TrainConfig(
     objective="edm", batch_size=128, total_images=300_032, lr=3e-3, lr_warmup_images=5_120, lr_decay_images=150_016,
@@ -43,12 +45,19 @@ DESK: dict[str, TrainConfig] = {
     "cd-i": replace(DESK_CD, freeze="gdd-i", lr=1e-3),
     **{f"k-step-{k}": replace(DESK_GDD, sampler=f"k-step:{k}", total_images=29_952) for k in STEPS},
     **{f"two-step-{u:g}": replace(DESK_GDD, sampler=f"two-step:{u:g}", total_images=39_936) for u in MIDDLE_SIGMAS},
+    "cond-teacher": DESK_TEACHER,
+    "cond-gdd-i": DESK_GDD_I,
 }
 HEADLINE_SEEDS = (0, 1, 2)
 
 SMOKE = {name: replace(config, total_images=256, batch_size=64, lr_decay_images=0) for name, config in DESK.items()}
 
 PROFILES = {"desk": DESK, "smoke": SMOKE}
+
+
+def teacher_of(run: str) -> str:
+    """The desk run that a desk run starts from, itself if it is a teacher."""
+    return "cond-teacher" if run.startswith("cond-") else "teacher"
 
 
 @dataclass(frozen=True)
@@ -82,25 +91,33 @@ TEACHERS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """A row of METHOD's table: what GDD starts from, what it is trained on, and what judges it."""
+    """A data set at paper scale: what GDD starts from, what it is trained on, and what judges it."""
 
-    teacher: str  # of TEACHERS
+    teacher: str  # a public checkpoint, of TEACHERS; "" if it is to be trained first
+    network: dict[str, Any]  # the teacher's
     backbones: tuple[str, ...]  # timm names
     reference: str  # name of EDM's reference statistics
-    gdd: TrainConfig
-
-    @property
-    def runs(self) -> dict[str, TrainConfig]:
-        return {"gdd": self.gdd, "gdd-i": replace(self.gdd, freeze="gdd-i")}
+    runs: dict[str, TrainConfig]
 
 
 CHECKPOINTS, DATASETS = Path("checkpoints"), Path("datasets")  # where files are expected, below the current folder
 VGG, LITE, DEIT = "vgg16_bn", "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
+LPIPS = "vgg16"  # the network LPIPS looks through
+
+
+def _runs(gdd: TrainConfig) -> dict[str, TrainConfig]:
+    """GDD as in METHOD's table, and with its rates what the paper compares it with."""
+    objectives: tuple[Objective, ...] = ("cd", "gdd+cd", "pd", "ctm")
+    others = {str(objective): replace(gdd, objective=objective, distance="lpips") for objective in objectives}
+    frozen = {f"{name}-i": replace(config, freeze="gdd-i") for name, config in (("gdd", gdd), ("cd", others["cd"]))}
+    return {"gdd": gdd, **others, **frozen}
 
 
 def _paper(teacher: str, backbone: str, data: str, **changes: Any) -> Profile:
-    config = TrainConfig(data=str(DATASETS / f"{data}.zip"), seed=42, **changes)
-    return Profile(f"edm-{teacher}", (backbone, LITE), data, config)
+    config = TrainConfig(data=str(DATASETS / f"{data}.zip"), precision="bf16", **changes)
+    config = replace(config, d_batch_norm_images=config.batch_size // 8)  # a GPU's share of the paper's eight
+    name = f"edm-{teacher}"
+    return Profile(name, TEACHERS[name].network, (backbone, LITE), data, _runs(config))
 
 
 _FACES_RATES: dict[str, Any] = dict(lr=2e-5, d_lr=4e-5, total_images=10_000_000)
@@ -113,6 +130,22 @@ PAPER = {
                          total_images=10_000_000, ema_halflife_images=50_000_000),
 }  # fmt: skip
 
+# CIFAR-10 with a quarter of the paper's weights and a teacher of one's own: an evening on one GPU, and no checkpoint to fetch
+_SMALL = PAPER["cifar10"].runs["gdd"]
+_SMALL_TEACHER = replace(_SMALL, objective="edm", total_images=10_000_000, lr=5e-4, lr_warmup_images=250_000, betas=(0.9, 0.999))
+SMALL = {"cifar10-small": replace(PAPER["cifar10"], teacher="", network=_VP | _CIFAR | dict(model_channels=64, augment_dim=0),
+                                  runs={"teacher": _SMALL_TEACHER} | _runs(replace(_SMALL, total_images=2_000_000)))}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One run of a profile: its config, and what it starts from and looks through."""
+
+    config: TrainConfig
+    network: dict[str, Any]  # the teacher's
+    teacher: str = ""  # a shipped run, or a public checkpoint of TEACHERS; "" if it is to be trained first
+    backbones: tuple[str, ...] = ()  # timm names; none on the desk, where it is the shipped classifier
+
 
 def profile(name: str) -> dict[str, TrainConfig]:
     """The runs of a profile by name. Raises ValueError listing what there is."""
@@ -121,15 +154,15 @@ def profile(name: str) -> dict[str, TrainConfig]:
     return PROFILES[name]
 
 
-def preset(name: str) -> tuple[TrainConfig, Profile | None]:
+def preset(name: str) -> Preset:
     """`desk-gdd-i` is run gdd-i of profile desk, `ffhq-gdd` run gdd of the paper's profile ffhq; GDD is D2O, GDD-I D2O-F.
 
-    Returns the config, and the paper's profile it belongs to, if one. Raises ValueError listing what there is.
+    Raises ValueError listing what there is.
     """
-    known: dict[str, tuple[TrainConfig, Profile | None]] = {
-        **{f"{prefix}-{run}": (config, None) for prefix, runs in PROFILES.items() for run, config in runs.items()},
-        **{f"{prefix}-{run}": (config, row) for prefix, row in PAPER.items() for run, config in row.runs.items()},
-    }
+    known = {f"{prefix}-{run}": Preset(config, DESK_NETWORKS[teacher_of(run)], teacher_of(run))
+             for prefix, runs in PROFILES.items() for run, config in runs.items()}  # fmt: skip
+    for prefix, row in (PAPER | SMALL).items():
+        known |= {f"{prefix}-{run}": Preset(config, row.network, row.teacher, row.backbones) for run, config in row.runs.items()}
     plain = name.replace("d2o-f", "gdd-i").replace("d2o", "gdd")
     if plain not in known:
         raise ValueError(f"preset must be one of {', '.join(known)}; got {name!r}")

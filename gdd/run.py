@@ -1,88 +1,200 @@
-"""A run in a folder: the loop around `train` that logs, measures, saves, and picks up where it was stopped.
+"""A run in a folder: the loop around `train` that logs, measures, saves, and picks up where it was stopped."""
 
-Files: `config.json`, `log.csv` (one row per tick), `state.safetensors` (all that resuming needs, gone once finished) and
-`final.safetensors` (the finished EMA network, with config and log inside).
-"""
-
-import dataclasses
-import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from tqdm.auto import tqdm
 
 from gdd import checkpoint
 from gdd.backbones import Backbone
-from gdd.config import TrainConfig
-from gdd.data import Images
+from gdd.config import Hardware, Keep, TrainConfig
+from gdd.data import Images, to_uint8
 from gdd.denoiser import Denoiser
-from gdd.trainer import TrainState, init_state, train
+from gdd.engine import Engine
+from gdd.folder import TIMINGS, RunFolder
+from gdd.grid import grid_png
+from gdd.sampling import generate
+from gdd.sharding import whole
+from gdd.trainer import Distance, TrainState, init_state, train
 
 Evaluate = Callable[[TrainState], dict[str, float]]
+Row = dict[str, float]
 
 
 def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
-        ticks: int = 8, evaluate: Evaluate | None = None, dtype: torch.dtype = torch.float32, fabric: Fabric | None = None,
-        bar_position: int = 0, asked: Sequence[int] = (), **provenance: Any) -> Path:  # fmt: skip
-    """Train, or go on training, in `folder`; returns the finished `final.safetensors`.
+        keep: Keep = Keep(), hardware: Hardware = Hardware(accelerator="cpu"), distance: Distance | None = None,  # noqa: B008
+        evaluate: Evaluate | None = None, best_by: str = "", dtype: torch.dtype = torch.float32, bar_position: int = 0,
+        asked: Sequence[int] = (), provenance: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
+    """Train, or go on training, in `folder` (gdd/folder.py lists its files); returns the finished `final.safetensors`.
 
-    After each of `ticks` equal parts the losses' means and `evaluate(state)` become a row of the log, and the state is saved.
-    `bar_position` keeps the progress bars of runs side by side apart; `provenance` goes into the file's metadata.
-    Raises ValueError if the folder holds a run of another config, naming the fields that differ, and Stopped, with the state
-    saved, once `asked` is not empty, as `asked_to_stop` makes it.
+    `evaluate(state)`, called in every process, adds to each row of the log; the EMA network with the least `best_by` of them is
+    kept. `bar_position` keeps the progress bars of runs side by side apart; `provenance` goes into the files' metadata.
+    Raises ValueError or OSError if something does not fit or the folder is not this run's, FloatingPointError as `keep.on_nan`
+    has it, and Stopped, with the state saved, once `asked` is not empty, as `asked_to_stop` makes it.
     """
-    folder = Path(folder)
-    final = folder / "final.safetensors"
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    _check_config(folder, wanted)
-    if final.exists():
-        return final
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    state = init_state(config, start, backbones)
-    saved, log = folder / "state.safetensors", []
-    sums: dict[str, list[float]] = {}  # of the tick's losses
-    if saved.exists():
-        metadata = checkpoint.load_state(saved, state)
-        log, sums = metadata["log"], metadata.get("sums", {})
-    training = train(config, dataset, start, backbones, fabric=fabric, state=state)
-    checkpoint.write_atomically(folder / "config.json", json.dumps(wanted, indent=1).encode())
-    steps = -(-config.total_images // config.batch_size)
-    tick_steps = {-(-steps * (tick + 1) // ticks) for tick in range(ticks)}
+    engine = Engine(config, hardware)
+    state = init_state(config, start, backbones, engine)
 
-    bar = tqdm(total=config.total_images, initial=state.images_seen, unit="image", unit_scale=True, desc=folder.name,
-               position=bar_position, leave=bar_position == 0, disable=None)  # fmt: skip
-    with bar:
-        try:
-            for _ in training:
-                for name, value in state.metrics.items():
-                    sums.setdefault(name, []).append(value)
-                bar.update(config.batch_size)
-                if state.images_seen // config.batch_size in tick_steps:
-                    log.append(_row(state, sums, evaluate))
-                    sums.clear()
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in log[-1].items() if k != "images"})
-                    if fabric.is_global_zero:
-                        _write_log(folder, log)
-                        checkpoint.save_state(saved, state, log=log)
-                if asked and state.images_seen < config.total_images:
-                    if fabric.is_global_zero:
-                        checkpoint.save_state(saved, state, log=log, sums=sums)
-                    raise Stopped(f"stopped after {state.images_seen:,} of {config.total_images:,} images, saved in {saved}")
-        except FloatingPointError as error:
-            good = f"last good state: {saved}" if saved.exists() else "no state had been saved yet"
-            raise FloatingPointError(f"stopped after {state.images_seen} images: {error}; {good}") from None
-    if fabric.is_global_zero:
-        provenance |= {"train": dataclasses.asdict(config), "log": log, "images_seen": state.images_seen, "weights": "EMA"}
-        provenance["backbones"] = [backbone.name for backbone in backbones]  # what must not grade the result
-        checkpoint.save_denoiser(final, state.ema, dtype=dtype, **provenance)
-        saved.unlink(missing_ok=True)
-    return final
+    def training() -> Iterator[TrainState]:
+        return train(config, dataset, start, backbones, distance=distance, engine=engine, state=state,
+                     on_nan=keep.on_nan, max_skips=keep.max_skips)  # fmt: skip
+
+    steps = training()
+    origin = {**(provenance or {}), "train": asdict(config), "backbones": [backbone.name for backbone in backbones]}
+    with RunFolder(Path(folder), engine) as files:
+        files.check(config, keep.allow_change)
+        if files.final.exists():
+            if engine.is_zero:
+                files.state.unlink(missing_ok=True)
+            return files.final
+        teacher = checkpoint.weights_digest(start)
+        record = _Record(files, state, keep, evaluate, best_by, origin | {"teacher": teacher})
+        if files.state.exists():
+            record.load()
+        engine.by_zero(lambda: files.begin(config, state.images_seen, checkpoint.state_bytes(state)))
+        if keep.on_nan == "rollback" and not files.state.exists():
+            record.save()
+        record.open(bar_position)
+        with record.bar:
+            while True:
+                try:
+                    _follow(steps, record, asked)
+                    break
+                except FloatingPointError as error:
+                    good = f"last good state: {files.state}" if files.state.exists() else "no state had been saved yet"
+                    problem = f"stopped after {state.images_seen} images: {error}; {good}"
+                    rollbacks = state.rollbacks + 1
+                    if keep.on_nan != "rollback" or rollbacks > keep.max_skips:
+                        raise FloatingPointError(problem) from None
+                    record.load()
+                    state.rollbacks = rollbacks
+                    steps = training()
+        record.finish(dtype)
+    return files.final
+
+
+def _follow(steps: Iterator[TrainState], record: "_Record", asked: Sequence[int]) -> None:
+    config, engine = record.state.config, record.files.engine
+    count = -(-config.total_images // config.batch_size)
+    ticks = {-(-count * (tick + 1) // record.keep.ticks) for tick in range(record.keep.ticks)}
+    for state in steps:
+        record.step()
+        if state.images_seen // config.batch_size in ticks:
+            record.tick()
+        if engine.any(bool(asked)) and state.images_seen < config.total_images:
+            record.save()
+            raise Stopped(f"stopped after {state.images_seen:,} of {config.total_images:,} images, saved in {record.files.state}")
+
+
+@dataclass
+class _Record:
+    """What is written about a run while it goes on."""
+
+    files: RunFolder
+    state: TrainState
+    keep: Keep
+    evaluate: Evaluate | None
+    best_by: str
+    provenance: dict[str, Any]
+    log: list[Row] = field(default_factory=list)
+    sums: dict[str, list[float]] = field(default_factory=dict)  # of the tick's losses
+    measured: Row = field(default_factory=dict)  # by `evaluate`, at the last tick
+    began: tuple[float, int] = (0.0, 0)  # when the tick did, and at how many images
+
+    def load(self) -> None:
+        metadata = checkpoint.load_state(self.files.state, self.state)
+        if metadata["teacher"] != self.provenance["teacher"]:
+            raise ValueError(
+                f"{self.files.path} holds a run that started from another network; name its teacher or another folder"
+            )
+        self.log, self.sums = metadata["log"], metadata["sums"]
+
+    def save(self) -> None:
+        tensors, counts = checkpoint.pack_state(self.state)
+        metadata = counts | {"log": self.log, "sums": self.sums, "teacher": self.provenance["teacher"]}
+        self.files.engine.by_zero(lambda: checkpoint.write_tensors(self.files.state, tensors, metadata))
+
+    def open(self, bar_position: int) -> None:
+        config, images = self.state.config, self.state.images_seen
+        quiet = None if self.files.engine.is_zero else True  # None: unless nobody watches
+        self.bar = tqdm(total=config.total_images, initial=images, unit="image", unit_scale=True, desc=self.files.path.name,
+                        position=bar_position, leave=bar_position == 0, disable=quiet)  # fmt: skip
+        self.began = time.monotonic(), images
+        self.curves = None
+        if self.keep.tensorboard and self.files.engine.is_zero:
+            try:
+                self.curves = TensorBoardLogger(self.files.path, name="tensorboard", version="", purge_step=images + 1)
+            except ModuleNotFoundError:
+                print("TensorBoard is not installed: log.csv has the same curves")
+
+    def step(self) -> None:
+        for name, value in self.state.metrics.items():
+            self.sums.setdefault(name, []).append(value)
+        self.bar.n = self.state.images_seen - self.state.config.batch_size  # a rollback goes back
+        shown = {name: f"{value:.3g}" for name, value in (self.measured | self.state.metrics).items()}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(self.state.config.batch_size)
+
+    def tick(self) -> None:
+        """A row of the log with its pictures and curves, then the state: killed in between, the tick is done again."""
+        state, (since, images) = self.state, self.began
+        average = replace(state, ema=whole(state.ema))
+        row: Row = {"images": state.images_seen, **{name: sum(values) / len(values) for name, values in self.sums.items()}}
+        row |= {name: count for name in ("skipped", "rollbacks") if (count := getattr(state, name))}
+        row["images_per_s"] = (state.images_seen - images) / (time.monotonic() - since)
+        if self.files.engine.device.type == "cuda":
+            row["gpu_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        measured = self.evaluate(average) if self.evaluate else {}
+        self.log.append(row | measured)
+        self.sums = {}
+        self.measured = measured
+        self.files.engine.by_zero(lambda: self._show(average.ema))
+        self.save()
+        self.began = time.monotonic(), state.images_seen
+
+    def _show(self, average: Denoiser) -> None:
+        self.files.write_log(self.log)
+        earlier = [row[self.best_by] for row in self.log if self.best_by in row]
+        if self.best_by in self.measured and self.measured[self.best_by] <= min(earlier):
+            given = self.provenance | self.measured | {"images_seen": self.state.images_seen, "weights": "EMA"}
+            checkpoint.save_denoiser(self.files.best, average, **given)
+        if self.keep.samples:
+            self._picture(average)
+        if self.curves:
+            curves = {name: value for name, value in self.log[-1].items() if name != "images"}
+            self.curves.log_metrics(curves, self.state.images_seen)
+            self.curves.save()
+
+    def _picture(self, denoiser: Denoiser) -> None:
+        config, classes = self.state.config, denoiser.label_dim if denoiser.label_dim <= 16 else 0
+        labels = torch.arange(self.keep.samples) % classes if classes else None  # a column for each of a few classes
+        sampler = "heun:18" if config.objective == "edm" else config.sampler
+        batches = generate(denoiser, range(self.keep.samples), sampler=sampler, labels=labels)
+        images = torch.cat([to_uint8(batch).cpu() for batch in batches])
+        content = grid_png(images, columns=classes, zoom=max(1, 64 // denoiser.resolution))
+        checkpoint.write_atomically(self.files.path / "samples" / f"{self.state.images_seen:012d}.png", content)
+        if self.curves:
+            self.curves.experiment.add_images("samples", images, self.state.images_seen)
+
+    def finish(self, dtype: torch.dtype) -> None:
+        average = whole(self.state.ema)
+        self.files.engine.by_zero(lambda: self._finish(average, dtype))
+
+    def _finish(self, average: Denoiser, dtype: torch.dtype) -> None:
+        log = [{name: value for name, value in row.items() if name not in TIMINGS} for row in self.log]
+        given = {name: value for name, value in self.provenance.items() if name != "teacher"}
+        given |= {"log": log, "images_seen": self.state.images_seen, "weights": "EMA"}
+        checkpoint.save_denoiser(self.files.final, average, dtype=dtype, **given)
+        self.files.state.unlink(missing_ok=True)
+        if self.curves:
+            self.curves.finalize("success")
 
 
 class Stopped(Exception):  # noqa: N818
@@ -105,25 +217,3 @@ def asked_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _row(state: TrainState, sums: dict[str, list[float]], evaluate: Evaluate | None) -> dict[str, float]:
-    means = {name: sum(values) / len(values) for name, values in sums.items()}
-    return {"images": state.images_seen, **means, **(evaluate(state) if evaluate else {})}
-
-
-def _write_log(folder: Path, log: list[dict[str, float]]) -> None:
-    checkpoint.write_atomically(folder / "log.csv", pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode())
-
-
-def _check_config(folder: Path, wanted: dict[str, Any]) -> None:
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); name another run folder") from None
-    found = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | found  # a run of an older version lacks younger fields
-    if odd := [f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value]:
-        raise ValueError(f"{folder} holds a run of another config ({'; '.join(odd)}); name another folder or delete it")

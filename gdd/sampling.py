@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+from gdd.config import SIGMA_MAX, SIGMA_MIN
+
+RHO = 7.0
 Denoise = Callable[..., Tensor]
+Position = TypeVar("Position", float, Tensor)
 
 
 def sigma_ladder(steps: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
@@ -35,7 +39,7 @@ def generator_ladder(steps: int) -> Tensor:
     return sigma_ladder(steps + 1)[:-1]
 
 
-def ladder_sigma(r: Tensor) -> Tensor:
+def ladder_sigma(r: Position) -> Position:
     """The generator's level sigma(r), 80 at r = 1 and 0.002 at r = 0, of any position in [0,1]."""
     low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
     return (low + r * (high - low)) ** RHO
@@ -110,7 +114,7 @@ def one_step(denoise: Denoise, latents: Tensor, *, labels: Tensor | None = None)
 
 def k_step(denoise: Denoise, latents: Tensor, *, steps: int, labels: Tensor | None = None) -> Tensor:
     """The K-step generators of Figure 2A."""
-    return chain(denoise, latents, generator_ladder(steps)[:-1].tolist(), labels=labels)
+    return chain(denoise, latents, [ladder_sigma(k / steps) for k in range(steps, 0, -1)], labels=labels)
 
 
 def two_step(denoise: Denoise, latents: Tensor, *, middle_sigma: float = 0.8, labels: Tensor | None = None) -> Tensor:

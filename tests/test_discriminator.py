@@ -95,7 +95,7 @@ def test_gradient_reaches_the_image_and_projections_are_fixed(backbone):
 
 
 def test_a_missing_head_size_is_named(backbone):
-    with pytest.raises(ValueError, match="head sizes must include 8; got 4"):
+    with pytest.raises(ValueError, match="d_head_sizes must include 8; got 4"):
         ProjectedDiscriminator([backbone], channels=(8, 8, 16, 16), head_widths={4: 16})
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gdd import download as module
 from gdd.download import ADDRESSES, download, find, place
-from gdd.presets import PAPER, TEACHERS
+from gdd.presets import LPIPS, PAPER, TEACHERS
 
 NAME = "cifar10-32x32"
 CONTENT = bytes(range(256)) * 20_000
@@ -123,7 +123,7 @@ def test_a_full_disk_keeps_what_there_is(server, tmp_path, monkeypatch):
 
 
 def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
-    names = {name for row in PAPER.values() for name in (row.teacher, row.reference, *row.backbones)} | set(TEACHERS)
+    names = {name for row in PAPER.values() for name in (row.teacher, row.reference, *row.backbones)} | set(TEACHERS) | {LPIPS}
     assert names <= set(ADDRESSES)
     for name in names:
         with pytest.raises(

@@ -17,8 +17,9 @@ def test_non_saturating_losses():
     zero, sure = [torch.zeros(2, 5), torch.zeros(2, 3)], [torch.full((2, 5), 30.0), torch.full((2, 3), 30.0)]
     assert torch.allclose(losses.generator_loss(zero), torch.full((2,), 2 * math.log(2)))
     assert torch.allclose(losses.generator_loss(sure), torch.zeros(2), atol=1e-6)
-    assert torch.allclose(losses.discriminator_loss(zero, zero), torch.full((2,), 4 * math.log(2)))
-    assert torch.allclose(losses.discriminator_loss(sure, sure), torch.full((2,), 60.0))
+    for real in (True, False):
+        assert torch.allclose(losses.discriminator_loss(zero, real), torch.full((2,), 2 * math.log(2)))
+        assert torch.allclose(losses.discriminator_loss(sure, real), torch.full((2,), 0.0 if real else 60.0), atol=1e-6)
     mixed = [torch.tensor([[1.0, 3.0]])]  # the mean logit counts, not the mean of the losses
     assert losses.generator_loss(mixed).item() == pytest.approx(math.log1p(math.exp(-2)))
 
@@ -26,7 +27,8 @@ def test_non_saturating_losses():
 def test_hinge_losses():
     fake, real = [torch.tensor([[-3.0, 1.0], [0.5, 0.5]])], [torch.tensor([[2.0, 2.0], [0.0, 1.0]])]
     assert losses.generator_loss(fake, "hinge").tolist() == [1.0, -0.5]
-    assert losses.discriminator_loss(fake, real, "hinge").tolist() == [0.0, 1.5 + 0.5]
+    assert losses.discriminator_loss(fake, False, "hinge").tolist() == [0.0, 1.5]
+    assert losses.discriminator_loss(real, True, "hinge").tolist() == [0.0, 0.5]
 
 
 def test_r1_of_a_linear_discriminator_is_its_squared_weights():

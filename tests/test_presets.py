@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from gdd import __main__ as commands
 from gdd import checkpoint
+from gdd.config import Hardware, Keep
 from gdd.data import open_images
 from gdd.denoiser import Denoiser
 from gdd.download import place
@@ -33,13 +34,16 @@ TABLE = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_profiles_are_the_papers_table(name):
-    config, profile = preset(f"{name}-gdd-i")
+    found, profile = preset(f"{name}-gdd-i"), PAPER[name]
+    config = found.config
     numbers = (config.batch_size, config.lr, config.d_lr, config.ema_halflife_images / 1e6, config.total_images / 1e6)
     assert numbers == TABLE[name]
     assert (config.betas, config.r1_gamma, config.r1_interval, config.seed, config.freeze) == ((0, 0.99), 1e-4, 16, 42, "gdd-i")
+    assert (found.teacher, found.network, found.backbones) == (profile.teacher, profile.network, profile.backbones)
+    assert config.d_batch_norm_images * 8 == config.batch_size
     assert profile.backbones == ("vgg16_bn" if "cifar" in name else "deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
-    assert preset(f"{name}-d2o-f") == (config, profile)
-    assert preset(f"{name}-d2o") == (replace(config, freeze="none"), profile)
+    assert preset(f"{name}-d2o-f") == found
+    assert preset(f"{name}-d2o").config == replace(config, freeze="none")
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -88,9 +92,9 @@ def backbone_files(tmp_path_factory):
 def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_files, capsys):
     """Pictures to zip, pickle to teacher, a step of GDD-I with the profile's own networks, and images from the result."""
     monkeypatch.chdir(tmp_path)
-    _, profile = preset(f"{name}-gdd-i")
+    profile = PAPER[name]
     source = tmp_path / "source"
-    commands.prepare(commands.Prepare(source, tmp_path / profile.gdd.data, **write_source(name, source)))
+    commands.prepare(commands.Prepare(source, tmp_path / profile.runs["gdd"].data, **write_source(name, source)))
     teacher = place(profile.teacher)
     teacher.parent.mkdir()
     for backbone in profile.backbones:
@@ -103,8 +107,9 @@ def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_fil
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        settings = ["total_images=2", "batch_size=2"]
-        commands.train(commands.Train(tmp_path / "run", preset=f"{name}-gdd-i", set=settings, ticks=1, accelerator="cpu"))
+        settings = ["total_images=2", "batch_size=2", "d_batch_norm_images=2", "precision=fp32"]
+        hardware, keep = Hardware(accelerator="cpu"), Keep(ticks=1)
+        commands.train(commands.Train(tmp_path / "run", f"{name}-gdd-i", settings, keep=keep, hardware=hardware))
         final = tmp_path / "run" / "final.safetensors"
         generator, metadata = checkpoint.load_with_metadata(final)
         (images,) = generate(generator, range(2), sampler="one-step")
@@ -125,7 +130,7 @@ def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_fil
 def test_a_class_conditional_run_needs_classes(tmp_path):
     network = dict(img_resolution=8, img_channels=1, label_dim=4, model_type="SongUNet", model_channels=8, channel_mult=[1],
                    num_blocks=1, attn_resolutions=[4])  # fmt: skip
-    config = replace(preset("smoke-teacher")[0], total_images=64)
+    config = replace(preset("smoke-teacher").config, total_images=64)
     with pytest.raises(ValueError, match="data digits has 10 classes, the network expects 4"):
         run(tmp_path / "r", config, open_images("digits"), Denoiser.from_config(network))
 

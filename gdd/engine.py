@@ -1,0 +1,164 @@
+"""What a step is computed on: devices, precision, processes and micro-batches. Nothing of the method is in here.
+
+Every process takes an equal share of a step's images and walks through it in micro-batches. Losses are divided by the size of the
+whole batch, so gradients only have to be added up: over micro-batches as they come, over processes once per step. A wrapper
+around each network would do the same, and forbid what the losses need: several calls, two networks in one loss, second
+derivatives.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
+from torch import Tensor, nn
+
+from gdd.config import Hardware, TrainConfig
+from gdd.denoiser import Denoiser
+from gdd.sharding import is_sharded, local, shard
+
+_AUTOCAST = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class Engine:
+    """A config's precision on given hardware; starts the processes, or joins those that torchrun or SLURM started."""
+
+    def __init__(self, config: TrainConfig, hardware: Hardware = Hardware(accelerator="cpu")):  # noqa: B008 (it is frozen)
+        self.config, self.hardware = config, hardware
+        kind = hardware.accelerator
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        self.precision = MixedPrecision(_AUTOCAST[config.precision], kind) if config.precision in _AUTOCAST else Precision()  # type: ignore[arg-type]
+        # torchrun tells how many processes a machine has, SLURM how many tasks
+        devices = hardware.devices or _from_environment("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE") or 1
+        nodes = hardware.nodes or _from_environment("SLURM_NNODES") or max(_from_environment("WORLD_SIZE") // devices, 1)
+        strategy = "ddp" if devices * nodes > 1 else "auto"
+        self.fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, strategy=strategy, plugins=[self.precision])
+        self.fabric.launch()
+        self.world, self.rank, self.device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
+        self._check_batch()
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, as for the paper's runs
+
+    def _check_batch(self) -> None:
+        size, group = self.config.batch_size, self.config.d_batch_norm_images or self.config.batch_size
+        if self.config.precision == "fp16" and self.hardware.strategy == "fsdp":
+            raise ValueError("precision fp16 goes with strategy ddp; got fsdp")
+        if size % self.world:
+            raise ValueError(f"batch_size must be a multiple of the {self.world} processes; got {size}")
+        share = size // self.world
+        micro = min(self.hardware.micro_batch_size or share, share)
+        if "gdd" in self.config.objective and (share % group or (micro < share and micro % group)):
+            raise ValueError(
+                f"d_batch_norm_images must divide the {micro} images of a pass, for the discriminator's BatchNorm looks at "
+                f"{group} at once; give it, or another micro_batch_size; got {self.config.d_batch_norm_images}"
+            )
+        self.micro_batch_size = micro
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        return getattr(self.precision, "scaler", None)
+
+    def share(self) -> slice:
+        """This process's images of a batch."""
+        size = self.config.batch_size // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def micro_batches(self, size: int) -> Iterator[slice]:
+        """Micro-batches of a share of `size` images."""
+        for start in range(0, size, self.micro_batch_size):
+            yield slice(start, min(start + self.micro_batch_size, size))
+
+    def autocast(self, on: bool = True) -> AbstractContextManager:
+        """The config's precision for what is computed inside, or float32."""
+        return self.fabric.autocast() if on else torch.autocast(self.device.type, enabled=False)
+
+    def place(self, module: Any) -> Any:
+        """The module, on this process's device."""
+        return self.fabric.to_device(module)
+
+    def shard(self, denoiser: Denoiser) -> Denoiser:
+        """Under fsdp, spread its weights over the processes."""
+        return shard(denoiser, self.device.type, self.world) if self.hardware.strategy == "fsdp" and self.world > 1 else denoiser
+
+    def callable(self, network: nn.Module) -> Callable[..., Tensor]:
+        """The network as the steps call it: compiled if asked for, but never past a listening hook."""
+        if not self.hardware.compile:
+            return network
+        compiled, modules = torch.compile(network), list(network.modules())
+
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+            return (network if hooked else compiled)(*arguments, **options)
+
+        return call
+
+    def begin(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        """Before a step's first backward pass."""
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients to those that are there; fp16 scales them."""
+        self.fabric.backward(loss)
+
+    def descend(self, optimizer: torch.optim.Optimizer, notes: dict[str, Tensor]) -> dict[str, float]:
+        """Add up gradients and `notes` over processes and take the step; returns the notes as numbers.
+
+        Raises FloatingPointError in every process, before any weight changes, if a note or gradient of any process is not finite.
+        Under fp16 gradients may overflow: the scaler leaves out such a step, and scales less.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        largest = torch.stack(torch._foreach_norm([local(g) for g in gradients], ord=float("inf"))).max()
+        values = torch.stack([*notes.values(), largest])
+        if self.world > 1:
+            self._add_up([values, *(g for g in gradients if not is_sharded(g))])
+        *found, steepest = values.tolist()
+        numbers = dict(zip(notes, found, strict=True))
+        checked = numbers if self.scaler else numbers | {"the gradient": steepest}
+        for name, value in checked.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value}")
+        self.precision.optimizer_step(optimizer)
+        return numbers
+
+    def _add_up(self, tensors: list[Tensor]) -> None:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def together(self, value: Any) -> Any:
+        """Process zero's value, in every process."""
+        return self.fabric.broadcast(value) if self.world > 1 else value
+
+    def by_zero(self, action: Callable[[], None]) -> None:
+        """Let process zero act on files; its ValueError or OSError is raised in every process, so that none waits for it."""
+        problem = None
+        if self.is_zero:
+            try:
+                action()
+            except (ValueError, OSError) as error:
+                problem = error
+        if problem := self.together(problem):
+            raise problem
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.device), reduce_op="max"))
+
+
+def _from_environment(*names: str) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)

@@ -1,0 +1,119 @@
+"""Memory of a training step, without computing it: the step's own code is run on tensors that have shapes and no values."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gdd.backbones import Backbone
+from gdd.config import Hardware, TrainConfig
+from gdd.denoiser import Denoiser
+from gdd.engine import Engine
+from gdd.trainer import Batch, gather, init_state, take_step
+
+
+def estimate(
+    config: TrainConfig,
+    network: Mapping[str, Any],
+    backbones: Sequence[Backbone] = (),
+    distance: nn.Module | None = None,
+    *,
+    micro_batch_size: int,
+) -> dict[str, int]:
+    """Bytes one process needs, by what they are for, with micro-batches of so many images; nothing is sharded.
+
+    `network` is the teacher's config. What PyTorch itself takes, a few hundred MB, and its workspaces come on top.
+    """
+    # two micro-batches, so that the second one meets the first one's gradients
+    single = micro_batch_size >= config.batch_size
+    config = replace(config, batch_size=micro_batch_size * (1 if single else 2))
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of networks do, harmlessly
+        engine = _Dry(config, Hardware(accelerator="cpu", micro_batch_size=micro_batch_size))
+        start = Denoiser.from_config(network)
+        frozen = [_without_values(module, mode) for module in (*backbones, *([distance] if distance else ()))]
+        state = init_state(config, start, frozen[: len(backbones)], engine)
+        parts = gather(config, start, frozen[: len(backbones)], frozen[-1] if distance else None, engine, state)
+        networks = _tensors(start, state.generator, state.ema)
+        judges = _tensors(*frozen, *([state.discriminator] if state.discriminator else ()))
+        peak = Peak([*networks, *judges])
+        before = peak.now
+        n, shape = config.batch_size, (start.channels, start.resolution, start.resolution)
+        real, latents, noise = (torch.zeros(n, *shape) for _ in range(3))
+        labels = torch.zeros(n, dtype=torch.long) if start.label_dim else None
+        batch = Batch(real, labels, latents, noise, sigma=torch.ones(n), index=torch.full((n,), 3), uniform=torch.zeros(n, 3))
+        with peak:
+            take_step(parts, batch)
+        optimizers = [state.optimizer, *([state.d_optimizer] if state.d_optimizer else ())]
+        trained = _bytes([p for optimizer in optimizers for p in optimizer.param_groups[0]["params"]])
+        return {
+            "generator, its average, the teacher": _bytes(networks),
+            "discriminator, what it and the losses look through": _bytes(judges),
+            "Adam's moments": 2 * trained,
+            "gradients and activations, at most": peak.most - before,
+        }
+
+
+class _Dry(Engine):
+    def place(self, module: Any) -> Any:
+        return module
+
+    def descend(self, optimizer: torch.optim.Optimizer, notes: dict[str, Tensor]) -> dict[str, float]:
+        return dict.fromkeys(notes, 0.0)  # there are no values to read, nor to descend on
+
+
+def _without_values(module: nn.Module, mode: FakeTensorMode) -> Any:
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = mode.from_tensor(tensor.detach())
+                    tensors[name] = nn.Parameter(fake, requires_grad=False) if tensors is part._parameters else fake  # type: ignore[assignment]
+    return module
+
+
+def _tensors(*modules: nn.Module) -> list[Tensor]:
+    return [t for module in modules for t in (*module.parameters(), *module.buffers())]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make while it is entered: `now`, and `most` at any time."""
+
+    def __init__(self, known: Iterable[Tensor] = ()):
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: set[int] = set()
+        for tensor in known:
+            self._add(tensor)
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.seen:
+            self.seen.add(key)
+            finalize(storage, self._free, key, storage.nbytes())
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+
+    def _free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        return out
