@@ -110,7 +110,8 @@ class ProjectedDiscriminator(nn.Module):
         logits = []
         for backbone, project, heads in zip(self.backbones, self.projections, self.heads, strict=True):
             maps = zip(heads.children(), project(backbone(x)), strict=True)
-            logits.append(torch.cat([self._logits(head(features), labels) for head, features in maps], dim=1))  # (N,L)
+            heads_logits = [self._logits(head(features).to(torch.float32), labels) for head, features in maps]
+            logits.append(torch.cat(heads_logits, dim=1))  # (N,L)
         return logits
 
     def _logits(self, x: Tensor, labels: Tensor | None) -> Tensor:

@@ -119,10 +119,13 @@ class Engine:
         Under fp16 gradients may overflow: the scaler leaves out such a step, and scales less.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        largest = torch.stack(torch._foreach_norm([local(g) for g in gradients], ord=float("inf"))).max()
+        shares = [share for gradient in gradients if (share := local(gradient)).numel()]
+        largest = torch.stack(torch._foreach_norm(shares, ord=math.inf)).max()
         values = torch.stack([*notes.values(), largest])
         if self.world > 1:
             self._add_up([values, *(g for g in gradients if not is_sharded(g))])
+            for gradient in filter(is_sharded, gradients):
+                local(gradient).mul_(self.world)  # they come averaged
         *found, steepest = values.tolist()
         numbers = dict(zip(notes, found, strict=True))
         checked = numbers if self.scaler else numbers | {"the gradient": steepest}

@@ -148,6 +148,8 @@ class _Record:
         average = replace(state, ema=whole(state.ema))
         row: Row = {"images": state.images_seen, **{name: sum(values) / len(values) for name, values in self.sums.items()}}
         row |= {name: count for name in ("skipped", "rollbacks") if (count := getattr(state, name))}
+        if state.scaler:
+            row["fp16_scale"] = state.scaler.get_scale()
         row["images_per_s"] = (state.images_seen - images) / (time.monotonic() - since)
         if self.files.engine.device.type == "cuda":
             row["gpu_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9

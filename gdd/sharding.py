@@ -11,14 +11,14 @@ from gdd.denoiser import Denoiser
 
 
 def shard(denoiser: Denoiser, device_type: str, processes: int) -> Denoiser:
-    """Leave a share of each weight to each process, gathered block by block while it computes; gradients are summed."""
+    """Leave a share of each weight to each process, gathered block by block while it computes; gradients are averaged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device_type, (processes,))
     blocks = [block for part in ("enc", "dec") for block in denoiser.model.get_submodule(part).children()]
     for module in (*blocks, denoiser):
-        fully_shard(module, mesh=mesh).set_gradient_divide_factor(1.0)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the last module too, for calls without a backward pass
     return denoiser
 
 

@@ -20,13 +20,18 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def tiny():
-    """A small untrained denoiser whose zero-initialised layers are shaken, so that nothing hides behind zeros."""
+def small_denoiser():
+    """An untrained denoiser whose zero-initialised layers are shaken, so that nothing hides behind zeros."""
+    torch.manual_seed(0)
     denoiser = Denoiser.from_config(TINY)
     for parameter in denoiser.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return denoiser.eval()
+
+
+@pytest.fixture
+def tiny():
+    return small_denoiser()
 
 
 @pytest.fixture(scope="session")
