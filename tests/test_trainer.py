@@ -1,16 +1,14 @@
 import dataclasses
 import math
-import signal
 
 import pytest
 import torch
 from conftest import TINY
 
 from gdd import checkpoint
-from gdd.config import Keep, TrainConfig
+from gdd.config import TrainConfig
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
-from gdd.run import run
 from gdd.sampling import one_step
 from gdd.trainer import init_state, train, update_ema
 
@@ -81,25 +79,6 @@ def test_stopped_and_resumed_equals_uninterrupted(variant, dropout, tiny, digits
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
-def test_a_run_folder_goes_on_where_it_was_killed(tiny, digits, backbone, tmp_path):
-    def kill(state):
-        if state.images_seen > 32:
-            raise KeyboardInterrupt
-        return {}
-
-    whole = run(tmp_path / "whole", GDD, digits, tiny, [backbone], keep=Keep(ticks=4))
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", GDD, digits, tiny, [backbone], keep=Keep(ticks=4), evaluate=kill)
-    assert (tmp_path / "killed" / "state.safetensors").exists()
-    killed = run(tmp_path / "killed", GDD, digits, tiny, [backbone], keep=Keep(ticks=4))
-    assert whole.read_bytes() == killed.read_bytes()  # weights, log and config
-    assert sorted(p.name for p in killed.parent.iterdir()) == [
-        ".lock", "config.json", "environment.json", "final.safetensors", "log.csv",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"lr: 0.001 there, 0.5 now"):
-        run(tmp_path / "killed", dataclasses.replace(GDD, lr=0.5), digits, tiny, [backbone])
-
-
 def test_seeds_decide_and_batches_are_fresh(tiny, digits, backbone):
     *_, a = train(GDD, digits, tiny, [backbone])
     *_, b = train(GDD, digits, tiny, [backbone])
@@ -108,14 +87,11 @@ def test_seeds_decide_and_batches_are_fresh(tiny, digits, backbone):
     assert not all(torch.equal(x, y) for x, y in zip(a.ema.parameters(), c.ema.parameters(), strict=True))
 
 
-def test_not_finite_stops_before_weights_change(tiny, digits, backbone, tmp_path):
+def test_not_finite_stops_before_weights_change(tiny, digits, backbone):
     broken = tiny.copy()
     broken.model.map_layer0.weight.data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="loss_g is nan"):
         next(train(GDD, digits, broken, [backbone]))
-    with pytest.raises(FloatingPointError, match=r"stopped after 0 images: loss_g is nan; no state had been saved yet"):
-        run(tmp_path, GDD, digits, broken, [backbone])
-    assert not (tmp_path / "final.safetensors").exists()
 
 
 def test_ema_halves_per_halflife(tiny, backbone):
@@ -129,15 +105,6 @@ def test_ema_halves_per_halflife(tiny, backbone):
         update_ema(state)
     for average, before in zip(state.ema.parameters(), start, strict=True):
         assert torch.allclose(average, before + 0.5, atol=1e-5)
-
-
-def test_a_run_leaves_signals_to_its_caller(tiny, digits, tmp_path):
-    """A pool's workers must die of Ctrl-C: only the command that asked for it saves first."""
-    seen = []
-    config = dataclasses.replace(GDD, objective="edm", total_images=16)
-    run(tmp_path / "r", config, digits, tiny, keep=Keep(ticks=1),
-        evaluate=lambda state: seen.append(signal.getsignal(signal.SIGINT)) or {})  # fmt: skip
-    assert seen == [signal.getsignal(signal.SIGINT)]
 
 
 @pytest.mark.slow
@@ -182,10 +149,3 @@ def test_gan_loss_alone_moves_fakes_towards_the_data(tiny, digits, backbone):
 def test_contradictory_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(GDD, **change)
-
-
-def test_data_of_another_size_is_refused(tiny, digits, backbone, tmp_path):
-    wide = dataclasses.replace(digits, images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"\(3, 8, 8\), the network expects \(1, 8, 8\)"):
-        run(tmp_path / "run", GDD, wide, tiny, [backbone])
-    assert not (tmp_path / "run").exists()
