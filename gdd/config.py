@@ -84,6 +84,8 @@ class TrainConfig:
     def __post_init__(self):
         for name, kind in get_type_hints(TrainConfig).items():
             _check(name, getattr(self, name), kind)
+        if not self.data:
+            raise ValueError("data must be digits, or the path of a data set; got ''")
         if len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers; got {self.betas}")
         if len(self.d_channels) != 4:
