@@ -30,7 +30,7 @@ from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.presets import DESK_NETWORKS, HEADLINE_SEEDS, RECIPE, profile, teacher_of
 from gdd.run import run
-from gdd.sampling import generate
+from gdd.sampling import generate, sampler_of
 from gdd.trainer import TrainState
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -213,9 +213,12 @@ def obtain(name: str, profile_name: str) -> Run:
     return Run(name, path, denoiser, known[name], pd.DataFrame(metadata["log"]))
 
 
-def sampler_of(config: TrainConfig) -> str:
-    """What a run's network is sampled with: the teacher by EDM's 18 steps, a generator as it was trained."""
-    return "heun:18" if config.objective == "edm" else config.sampler
+def judge(name: str, device: str = "cpu") -> features.Extractor:
+    """`features.extractor`, and `digits`, the desk's own judge."""
+    if name != "digits":
+        return features.extractor(name, device=device)
+    shipped = zoo.path("digits-features")
+    return features.digits(load_classifier("digits-features", "desk"), f"digits {checkpoint.digest(shipped)}")
 
 
 def metric(profile_name: str) -> str:

@@ -125,7 +125,8 @@ class Hardware:
     compile: bool = False
     """torch.compile for the generator; while forward hooks listen it runs as it is, since compiled code skips them."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise ValueError naming a field that is out of its range."""
         for name in ("devices", "nodes", "micro_batch_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
@@ -150,7 +151,8 @@ class Keep:
     allow_change: tuple[str, ...] = ()
     """Fields of the config in which a run may go on with other values than it was started with."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise ValueError naming a field that is out of its range."""
         for name, least in (("ticks", 1), ("samples", 0), ("max_skips", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")

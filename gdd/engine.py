@@ -29,6 +29,7 @@ class Engine:
     """A config's precision on given hardware; starts the processes, or joins those that torchrun or SLURM started."""
 
     def __init__(self, config: TrainConfig, hardware: Hardware = Hardware(accelerator="cpu")):  # noqa: B008 (it is frozen)
+        hardware.check()
         self.config, self.hardware = config, hardware
         kind = hardware.accelerator
         if kind == "auto":

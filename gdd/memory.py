@@ -33,7 +33,8 @@ def estimate(
     """
     # two micro-batches, so that the second one meets the first one's gradients
     single = micro_batch_size >= config.batch_size
-    config = replace(config, batch_size=micro_batch_size * (1 if single else 2))
+    group = config.d_batch_norm_images if "gdd" in config.objective else 0
+    config = replace(config, batch_size=micro_batch_size * (1 if single else 2), d_batch_norm_images=group)
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of networks do, harmlessly
         engine = _Dry(config, Hardware(accelerator="cpu", micro_batch_size=micro_batch_size))

@@ -20,7 +20,7 @@ from gdd.denoiser import Denoiser
 from gdd.engine import Engine
 from gdd.folder import TIMINGS, RunFolder
 from gdd.grid import grid_png
-from gdd.sampling import generate
+from gdd.sampling import generate, sampler_of
 from gdd.sharding import whole
 from gdd.trainer import Distance, TrainState, init_state, train
 
@@ -39,6 +39,7 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
     Raises ValueError or OSError if something does not fit or the folder is not this run's, FloatingPointError as `keep.on_nan`
     has it, and Stopped, with the state saved, once `asked` is not empty, as `asked_to_stop` makes it.
     """
+    keep.check()
     engine = Engine(config, hardware)
     state = init_state(config, start, backbones, engine)
 
@@ -177,8 +178,7 @@ class _Record:
     def _picture(self, denoiser: Denoiser) -> None:
         config, classes = self.state.config, denoiser.label_dim if denoiser.label_dim <= 16 else 0
         labels = torch.arange(self.keep.samples) % classes if classes else None  # a column for each of a few classes
-        sampler = "heun:18" if config.objective == "edm" else config.sampler
-        batches = generate(denoiser, range(self.keep.samples), sampler=sampler, labels=labels)
+        batches = generate(denoiser, range(self.keep.samples), sampler=sampler_of(config), labels=labels)
         images = torch.cat([to_uint8(batch).cpu() for batch in batches])
         content = grid_png(images, columns=classes, zoom=max(1, 64 // denoiser.resolution))
         checkpoint.write_atomically(self.files.path / "samples" / f"{self.state.images_seen:012d}.png", content)

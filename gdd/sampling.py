@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gdd.config import SIGMA_MAX, SIGMA_MIN
+from gdd.config import SIGMA_MAX, SIGMA_MIN, TrainConfig
 
 RHO = 7.0
 Denoise = Callable[..., Tensor]
@@ -124,6 +124,11 @@ def two_step(denoise: Denoise, latents: Tensor, *, middle_sigma: float = 0.8, la
 
 def _last(steps: Iterator[Step]) -> Step:
     return deque(steps, maxlen=1).pop()
+
+
+def sampler_of(config: TrainConfig) -> str:
+    """What a run's network is sampled with: a teacher by EDM's 18 steps, a generator as it was trained."""
+    return "heun:18" if config.objective == "edm" else config.sampler
 
 
 def parse_sampler(spec: str) -> Callable[..., Tensor]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from gdd.presets import LPIPS, TEACHERS, Preset, preset
 class Train:
     """Train in a run folder, or go on with what is there: a desk network on digits, or one of the paper's profiles."""
 
-    run: Path | None = None
-    """Run folder, for all but a dry run: config, environment, log.csv, samples/, tensorboard/, state, best and final weights."""
+    folder: Path | None = None
+    """The run's, for all but a dry run: config, environment, log.csv, samples/, tensorboard/, state, best and final weights."""
     preset: str = "desk-gdd-i"
     """desk-teacher, -gdd, -gdd-i, -cd, -cd-i, -gdd+cd, -k-step-4, -cond-gdd-i ..., or smoke- and the same; -gdd, -gdd-i, -cd,
     -cd-i, -gdd+cd, -pd, -ctm after cifar10, cifar10-cond, afhqv2, ffhq, imagenet64; these and -teacher after cifar10-small."""
@@ -38,10 +39,12 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
     """Run the command; `evaluate(state)` and `best_by` as `gdd.run.run` takes them."""
     chosen = preset(args.preset)
     config = changed(chosen.config, args.set)
+    args.keep.check()
+    args.hardware.check()
     if args.dry_run:
         return _describe(chosen, config, args)
-    if args.run is None:
-        raise ValueError("run must name a folder, as in --run runs/mine")
+    if args.folder is None:
+        raise ValueError("folder must be named, as in --folder runs/mine")
 
     import torch
 
@@ -54,7 +57,7 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
     try:
         with asked_to_stop() as asked:
             _say(f"freeze={config.freeze}: {freeze(start, config.freeze)}")
-            final = run(args.run, config, dataset, start, backbones, keep=args.keep, hardware=args.hardware, distance=distance,
+            final = run(args.folder, config, dataset, start, backbones, keep=args.keep, hardware=args.hardware, distance=distance,
                         evaluate=evaluate, best_by=best_by, asked=asked)  # fmt: skip
             _say(str(final))
     except Stopped as stopped:
@@ -75,9 +78,12 @@ def _say(line: str) -> None:
 
 
 def _launcher() -> list[str]:
-    """What stood before the arguments: `python -m gdd`, or the module that wraps it."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["python", "-m", module.name.removesuffix(".__main__") if module else "gdd"]
+    """What stood before the arguments: `python -m gdd`, or the module that wraps it, or torchrun before them."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = ["-m", spec.name.removesuffix(".__main__") if spec else "gdd"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module]
+    return ["python", *module]
 
 
 def _models(chosen: Preset, config: TrainConfig, teacher: Path | None) -> tuple[Any, list[Any], Any]:

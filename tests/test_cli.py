@@ -1,7 +1,9 @@
 """Every command as a user types it: bad input is one clear line and exit code 2, and nothing is left behind."""
 
+import json
 import os
 import pickle
+import re
 import shlex
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from test_data import png
@@ -92,16 +95,37 @@ BAD = {
     "data prepare": (["gdd", "data", "prepare", "{}/mixed.zip", "{}/out.zip"], "b.png is 9x8 RGB, not square"),
     "data prepare over": (["gdd", "data", "prepare", "digits", "{}/empty.zip"], "empty.zip exists"),
     "missing teacher": (
-        ["gdd", "train", "--run", "{}/run", "--preset", "ffhq-gdd-i"],
+        ["gdd", "train", "--folder", "{}/run", "--preset", "ffhq-gdd-i"],
         "edm-ffhq-64x64-uncond-ve.pkl is not there; `python -m gdd download edm-ffhq-64x64-uncond-ve` fetches it from https://",
     ),
     "fid: no source": (["analysis.fid", "{}/nothing.npz", "digits"], "nothing.npz does not exist"),
     "fid: no features": (["analysis.fid", TEACHER, "digits", "--features", "vgg"], "features must be one of inception,"),
     "fid: no metric": (["analysis.fid", TEACHER, "digits", "--metrics", "lpips"], "metrics must be of fd, kid,"),
     "fid: other n": (["analysis.fid", TEACHER, "digits", "--n", "100"], "teacher@heun:18 has n = 100, digits n = 1,797"),
-    "preset": (["gdd", "train", "--run", "{}/run", "--preset", "cifar"], "preset must be one of desk-teacher"),
-    "set": (["gdd", "train", "--run", "{}/run", "--set", "lr=fast"], "lr must be float like"),
-    "data": (["gdd", "train", "--run", "{}/run", "--set", "data={}/empty.zip"], "empty.zip holds no images"),
+    "preset": (["gdd", "train", "--folder", "{}/run", "--preset", "cifar"], "preset must be one of desk-teacher"),
+    "set": (["gdd", "train", "--folder", "{}/run", "--set", "lr=fast"], "lr must be float like"),
+    "data": (["gdd", "train", "--folder", "{}/run", "--set", "data={}/empty.zip"], "empty.zip holds no images"),
+    "no run": (["gdd", "train"], "folder must be named"),
+    "sets": (
+        ["gdd", "train", "--folder", "{}/run", "-s", "lr=7", "-s", "seed=1"],
+        "lr must be a number from 1e-12 to 1; got 7.0",
+    ),
+    "no lpips": (
+        ["gdd", "train", "--folder", "{}/run", "-s", "objective=cd", "-s", "distance=lpips"],
+        "vgg16.safetensors is not there;",
+    ),
+    "no teacher": (
+        ["gdd", "train", "--folder", "{}/run", "--preset", "cifar10-small-gdd-i"],
+        "teacher must be named: train it first",
+    ),
+    "micro batch": (
+        ["gdd", "train", "--folder", "{}/run", "--micro-batch-size", "32", "--accelerator", "cpu"],
+        "d_batch_norm_images must divide the 32 images of a pass",
+    ),
+    "ticks": (["gdd", "train", "--folder", "{}/run", "--ticks", "0"], "ticks must be at least 1; got 0"),
+    "under a file": (["gdd", "train", "--folder", "{}/notes.txt/run", "--accelerator", "cpu"], "cannot write in"),
+    "curve features": (["analysis.train", "--folder", "{}/run", "--features", "vgg"], "features must be one of inception,"),
+    "curve n": (["analysis.train", "--folder", "{}/run", "--n", "1"], "n must be at least 2; got 1"),
 }
 
 
@@ -117,7 +141,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, files):
     assert sorted(files.iterdir()) == before
 
 
-@pytest.mark.parametrize("command", ["gdd", "analysis.activations", "analysis.figures", "analysis.fid"])
+@pytest.mark.parametrize("command", ["gdd", "analysis.activations", "analysis.figures", "analysis.fid", "analysis.train"])
 def test_help_answers_in_a_second(command):
     seconds = []
     for _ in range(3):
@@ -141,7 +165,18 @@ def test_activations_of_a_shipped_generator(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_saves_and_the_printed_command_goes_on(tmp_path):
-    options = ["train", "--preset", "smoke-gdd-i", "--set", "total_images=1280", "--accelerator", "cpu", "--ticks", "2", "--run"]
+    options = [
+        "train",
+        "--preset",
+        "smoke-gdd-i",
+        "--set",
+        "total_images=1280",
+        "--accelerator",
+        "cpu",
+        "--ticks",
+        "2",
+        "--folder",
+    ]
     command = [sys.executable, "-u", "-m", "gdd", *options, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     while not (tmp_path / "run" / "config.json").exists():
@@ -160,11 +195,65 @@ def test_a_signal_saves_and_the_printed_command_goes_on(tmp_path):
     assert one[1]["log"] == two[1]["log"]
 
 
+def test_a_dry_run_tells_what_a_profile_takes_and_needs_no_file(tmp_path):
+    options = ["--preset", "cifar10-small-teacher", "-s", "batch_size=64", "-s", "precision=fp32", "--micro-batch-size", "8"]
+    done = call("gdd", "train", *options, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    config = json.loads(done.stdout[: done.stdout.index("}") + 1])
+    assert (config["batch_size"], config["precision"], config["objective"]) == (64, "fp32", "edm")
+    assert "freeze=none: 0 of 13,956,355 weights frozen (0.0%)" in done.stdout
+    assert "  enc.32x32_block0: 0 of " in done.stdout
+    assert "memory of one of 1 processes, 8 images at once:" in done.stdout
+    assert "  generator, its average, the teacher: 167.5 MB" in done.stdout
+    assert re.search(r"in all, beside PyTorch itself: [\d.]+ [MG]B\n$", done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_distance_is_measured_in_training_by_two_processes_as_by_one(tmp_path):
+    """torchrun's own start, the curve in the log, the best weights, and what one process measures of them afterwards."""
+    options = [
+        "--preset",
+        "smoke-gdd-i",
+        "-s",
+        "d_batch_norm_images=32",
+        "--ticks",
+        "2",
+        "--accelerator",
+        "cpu",
+        "--samples",
+        "0",
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "analysis.train"]
+    two = subprocess.run(
+        [*command, *options, "--folder", tmp_path / "two"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    assert call("analysis.train", *options, "--folder", tmp_path / "one").returncode == 0
+    logs = [pd.read_csv(tmp_path / run / "log.csv") for run in ("one", "two")]
+    assert logs[0]["FD1797[digits]"].tolist() == pytest.approx(logs[1]["FD1797[digits]"].tolist(), rel=1e-3)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())[0]["processes"] == 2
+    best = checkpoint.read_metadata(tmp_path / "two" / "best.safetensors")
+    measured = call("analysis.fid", tmp_path / "two" / "best.safetensors", "digits", "--ranges", "1", "--json", "--no-cache")
+    assert json.loads(measured.stdout)[0]["value"] == pytest.approx(best["FD1797[digits]"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_train_then_describe_then_sample(tmp_path):
     run, picture = tmp_path / "run", tmp_path / "grid.png"
     done = call(
-        "gdd", "train", "--run", run, "--preset", "smoke-gdd-i", "--set", "total_images=128", "--accelerator", "cpu", cwd=tmp_path
+        "gdd",
+        "train",
+        "--folder",
+        run,
+        "--preset",
+        "smoke-gdd-i",
+        "--set",
+        "total_images=128",
+        "--accelerator",
+        "cpu",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert "weights frozen (85.1%)" in done.stdout

@@ -27,8 +27,8 @@ class Fid:
     inception and clip."""
     metrics: list[str] = field(default_factory=lambda: ["fd"])
     """fd, kid, pr (precision, recall), dc (density, coverage), is, fd-infinity."""
-    n: int | None = None
-    """Images per generator; default: as many as the data set beside it has, else 50,000."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
+    """Images per generator; default: as many as the data set beside it has, else 50,000. Under torchrun: --images."""
     ranges: int = 3
     """Ranges of n seeds each; mean, min and max are reported."""
     first_seed: int = 0
@@ -54,6 +54,7 @@ def main(args: Fid) -> None:
     import torch
     import torch.distributed as dist
 
+    from analysis.experiments import judge
     from analysis.fid.compare import leakage, measure
     from analysis.fid.sources import open_source, save_statistics
     from analysis.fid.summaries import Summaries, cache_folder
@@ -73,7 +74,7 @@ def main(args: Fid) -> None:
         sources = [open_source(spec, device=device) for spec in args.sources]
         tables = []
         for name in args.features or _default_features(sources):
-            extractor = _extractor(name, device)
+            extractor = judge(name, device)
             for line in leakage(sources, extractor) if leads else ():
                 print(f"warning: {line}", file=sys.stderr)
             summaries = Summaries(extractor, args.batch_size, cache_folder() if args.cache else None)
@@ -95,17 +96,6 @@ def _default_features(sources) -> list[str]:
     if finished:
         return finished[:1]
     return ["digits"] if all(source.shape == (1, 8, 8) for source in sources) else ["inception", "clip"]
-
-
-def _extractor(name: str, device: str):
-    from analysis import features
-
-    if name != "digits":
-        return features.extractor(name, device=device)
-    from analysis.experiments import load_classifier
-    from gdd import checkpoint, zoo
-
-    return features.digits(load_classifier("digits-features", "desk"), f"digits {checkpoint.digest(zoo.path('digits-features'))}")
 
 
 def _report(args: Fid, tables) -> None:

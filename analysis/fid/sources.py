@@ -15,6 +15,7 @@ from torch import Tensor
 from analysis.fid.frechet import FeatureStats
 from gdd import checkpoint
 from gdd.data import Images, open_images, to_uint8
+from gdd.denoiser import Denoiser
 from gdd.sampling import generate, parse_sampler
 
 
@@ -60,13 +61,19 @@ def _generator(spec: str, device: torch.device | str) -> Callable[[range], Sourc
     text, _, sampler = spec.partition("@")
     path = Path(text)
     denoiser, metadata = checkpoint.load_with_metadata(path)
-    denoiser = denoiser.to(device)
     trained = metadata.get("train", {})
     sampler = sampler or ("heun:18" if trained.get("objective", "edm" if not denoiser.epsilon else "") == "edm"
                           else trained.get("sampler", "one-step"))  # fmt: skip
     parse_sampler(sampler)  # a wrong one is refused now
     weights = [checkpoint.digest(path), metadata.get("base_digest")]
     name = f"{path.parent.name}/{path.stem}" if path.stem == "final" else path.stem  # every run folder has one
+    return of_denoiser(denoiser.to(device), sampler, f"{name}@{sampler}", weights, tuple(metadata.get("backbones", ())))
+
+
+def of_denoiser(denoiser: Denoiser, sampler: str, name: str, weights: Any = None,
+                backbones: tuple[str, ...] = ()) -> Callable[[range], Source]:  # fmt: skip
+    """A denoiser with its sampler as a source, once its seeds are given; `weights` names its weights, for the cache."""
+    shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
 
     def of(seeds: range) -> Source:
         def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
@@ -74,9 +81,7 @@ def _generator(spec: str, device: torch.device | str) -> Callable[[range], Sourc
                 yield to_uint8(images).cpu()
 
         identity = {"weights": weights, "sampler": sampler, "seeds": [seeds.start, seeds.stop]}
-        shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
-        backbones = tuple(metadata.get("backbones", ()))
-        return Source(f"{name}@{sampler}", len(seeds), shape, identity, batches, seeds, of, backbones)
+        return Source(name, len(seeds), shape, identity, batches, seeds, of, backbones)
 
     return of
 
