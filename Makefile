@@ -15,7 +15,7 @@ seeds: $(STAMP)  ## GDD and GDD-I with two more training seeds, beside the shipp
 	$(RUN) -m analysis.experiments --profile $(PROFILE) --seeds
 
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -25,7 +25,7 @@ from analysis import features, fid
 from gdd import checkpoint, zoo
 from gdd.backbones import DigitsBackbone, train_classifier
 from gdd.config import TrainConfig
-from gdd.data import load_digits, open_images, to_uint8
+from gdd.data import load_digits, open_images, to_float, to_uint8
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.presets import DESK_NETWORKS, HEADLINE_SEEDS, RECIPE, profile, teacher_of
@@ -247,6 +247,16 @@ def abs_fd(denoiser: Denoiser, sampler: str, profile_name: str, *, first_seed: i
     """FD of a generator's images to the real digits."""
     images = sample(denoiser, sampler, profile_name, first_seed=first_seed)
     return fid.frechet_distance(image_stats(images, profile_name), real_stats(profile_name))
+
+
+def class_agreement(denoiser: Denoiser, sampler: str, profile_name: str, *, first_seed: int = 0) -> float:
+    """Share of a class-conditional network's images that the judge, which no training sees, takes for the class asked for."""
+    seeds = range(first_seed, first_seed + IMAGES[profile_name])
+    labels = torch.arange(len(seeds)) % denoiser.label_dim
+    images = torch.cat([to_uint8(batch) for batch in generate(denoiser, seeds, sampler=sampler, labels=labels)])
+    with torch.inference_mode():
+        found = load_classifier("digits-features", profile_name).classify(to_float(images)).argmax(dim=1)
+    return float((found == labels).float().mean())
 
 
 def halves_fd(profile_name: str, *, repeats: int = 10) -> list[float]:

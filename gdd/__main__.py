@@ -27,6 +27,8 @@ class Sample:
     """Number of images."""
     first_seed: int = 0
     """Image k is a function of the weights and of seed first_seed + k alone."""
+    label: int | None = None
+    """Class of all images, of a conditional network; default: each image's own stream draws it."""
     zoom: int = 4
     """Screen pixels per image pixel."""
 
@@ -129,7 +131,11 @@ def sample(args: Sample) -> None:
     if args.n < 1 or args.zoom < 1:
         raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
     seeds = range(args.first_seed, args.first_seed + args.n)
-    images = torch.cat([to_uint8(batch) for batch in generate(denoiser, seeds, sampler=args.sampler or default)])
+    if args.label is not None and not 0 <= args.label < denoiser.label_dim:
+        raise ValueError(f"label must be a class of the network, which has {denoiser.label_dim or 'none'}; got {args.label}")
+    labels = None if args.label is None else torch.full((args.n,), args.label)
+    batches = generate(denoiser, seeds, sampler=args.sampler or default, labels=labels)
+    images = torch.cat([to_uint8(batch) for batch in batches])
     checkpoint.write_atomically(args.out, grid_png(images, zoom=args.zoom))
     print(f"{args.out}: {len(images)} images, seeds {seeds.start} to {seeds.stop - 1}, {args.sampler or default}")
 

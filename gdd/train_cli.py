@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,34 +48,29 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
         raise ValueError("folder must be named, as in --folder runs/mine")
 
     import torch
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     from gdd.data import open_images
     from gdd.freezing import freeze
     from gdd.run import Stopped, asked_to_stop, run
 
+    say = rank_zero_only(partial(print, flush=True))
     start, backbones, distance = _models(chosen, config, args.teacher)
     dataset = open_images(config.data)
     try:
         with asked_to_stop() as asked:
-            _say(f"freeze={config.freeze}: {freeze(start, config.freeze)}")
+            say(f"freeze={config.freeze}: {freeze(start, config.freeze)}")
             final = run(args.folder, config, dataset, start, backbones, keep=args.keep, hardware=args.hardware, distance=distance,
                         evaluate=evaluate, best_by=best_by, asked=asked)  # fmt: skip
-            _say(str(final))
+            say(str(final))
     except Stopped as stopped:
-        _say(f"{stopped}; go on with: {shlex.join([*_launcher(), *sys.argv[1:]])}")
+        say(f"{stopped}; go on with: {shlex.join([*_launcher(), *sys.argv[1:]])}")
     except torch.OutOfMemoryError:
         micro = args.hardware.micro_batch_size or config.batch_size
         raise RuntimeError(
             f"out of memory with {micro} images at once: give --micro-batch-size {max(micro // 2, 1)}, which leaves the "
             "gradients as they are; --dry-run estimates what is needed"
         ) from None
-
-
-def _say(line: str) -> None:
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        print(line, flush=True)
 
 
 def _launcher() -> list[str]:

@@ -51,6 +51,16 @@ def test_shipped_frozen_generators_keep_the_teachers_weights():
         assert torch.equal(mine[name], theirs[name]) == (name in report.names), name
 
 
+def test_the_conditional_generator_makes_the_class_it_is_asked_for():
+    run = experiments.obtain("cond-gdd-i", "desk")
+    assert (run.denoiser.label_dim, run.config.sampler) == (10, "one-step")
+    for first_seed in (0, 1797, 3594):
+        assert experiments.class_agreement(run.denoiser, "one-step", "desk", first_seed=first_seed) >= 0.95
+    unconditional = experiments.obtain("gdd-i", "desk").denoiser
+    unconditional.label_dim = 10  # asked in vain: the judge does tell classes apart
+    assert experiments.class_agreement(unconditional, "one-step", "desk") < 0.2
+
+
 def test_a_digest_follows_everything_a_run_starts_from(monkeypatch):
     before = {name: experiments.digest(name, "desk") for name in SHIPPED}
     teacher = dataclasses.replace(presets.DESK_TEACHER, lr=1e-3)
