@@ -134,6 +134,9 @@ class Hardware:
             raise ValueError("compile goes with strategy ddp; got fsdp")
 
 
+ONE_CPU = Hardware(accelerator="cpu", devices=1, nodes=1)
+
+
 @dataclass(frozen=True)
 class Keep:
     """What a run does and leaves at each of its ticks, beside the log and the state."""

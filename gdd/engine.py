@@ -15,10 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 
-from gdd.config import Hardware, TrainConfig
+from gdd.config import ONE_CPU, Hardware, TrainConfig
 from gdd.denoiser import Denoiser
 from gdd.sharding import is_sharded, local, shard
 
@@ -28,7 +29,7 @@ _AUTOCAST = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 class Engine:
     """A config's precision on given hardware; starts the processes, or joins those that torchrun or SLURM started."""
 
-    def __init__(self, config: TrainConfig, hardware: Hardware = Hardware(accelerator="cpu")):  # noqa: B008 (it is frozen)
+    def __init__(self, config: TrainConfig, hardware: Hardware = ONE_CPU):
         hardware.check()
         self.config, self.hardware = config, hardware
         kind = hardware.accelerator
@@ -38,8 +39,14 @@ class Engine:
         # torchrun tells how many processes a machine has, SLURM how many tasks
         devices = hardware.devices or _from_environment("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE") or 1
         nodes = hardware.nodes or _from_environment("SLURM_NNODES") or max(_from_environment("WORLD_SIZE") // devices, 1)
-        strategy = "ddp" if devices * nodes > 1 else "auto"
-        self.fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, strategy=strategy, plugins=[self.precision])
+        alone = devices * nodes == 1
+        plugins = [
+            self.precision,
+            *([LightningEnvironment()] if alone else []),
+        ]  # a notebook in a SLURM job of eight tasks is alone
+        self.fabric = Fabric(
+            accelerator=kind, devices=devices, num_nodes=nodes, strategy="auto" if alone else "ddp", plugins=plugins
+        )
         self.fabric.launch()
         self.world, self.rank, self.device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
         self._check_batch()

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from gdd import checkpoint
 from gdd.backbones import Backbone
-from gdd.config import Hardware, Keep, TrainConfig
+from gdd.config import ONE_CPU, Hardware, Keep, TrainConfig
 from gdd.data import Images, to_uint8
 from gdd.denoiser import Denoiser
 from gdd.engine import Engine
@@ -29,7 +29,7 @@ Row = dict[str, float]
 
 
 def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
-        keep: Keep = Keep(), hardware: Hardware = Hardware(accelerator="cpu"), distance: Distance | None = None,  # noqa: B008
+        keep: Keep = Keep(), hardware: Hardware = ONE_CPU, distance: Distance | None = None,  # noqa: B008 (it is frozen)
         evaluate: Evaluate | None = None, best_by: str = "", dtype: torch.dtype = torch.float32, bar_position: int = 0,
         asked: Sequence[int] = (), provenance: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
     """Train, or go on training, in `folder` (gdd/folder.py lists its files); returns the finished `final.safetensors`.
@@ -50,17 +50,17 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
     steps = training()
     origin = {**(provenance or {}), "train": asdict(config), "backbones": [backbone.name for backbone in backbones]}
     with RunFolder(Path(folder), engine) as files:
-        files.check(config, keep.allow_change)
-        if files.final.exists():
-            if engine.is_zero:
-                files.state.unlink(missing_ok=True)
+        engine.by_zero(lambda: files.check(config, keep.allow_change))
+        finished, resumed = engine.together((files.final.exists(), files.state.exists()))
+        if finished:
+            engine.by_zero(lambda: files.state.unlink(missing_ok=True))
             return files.final
         teacher = checkpoint.weights_digest(start)
         record = _Record(files, state, keep, evaluate, best_by, origin | {"teacher": teacher})
-        if files.state.exists():
+        if resumed:
             record.load()
         engine.by_zero(lambda: files.begin(config, state.images_seen, checkpoint.state_bytes(state)))
-        if keep.on_nan == "rollback" and not files.state.exists():
+        if keep.on_nan == "rollback" and not resumed:
             record.save()
         record.open(bar_position)
         with record.bar:

@@ -170,6 +170,16 @@ def test_what_does_not_go_together_is_refused(change, hardware, message):
         Engine(dataclasses.replace(GDD, **change), dataclasses.replace(CPU, **hardware))
 
 
+def test_a_process_that_is_meant_to_be_alone_is_so_in_a_job_of_many(monkeypatch):
+    """A notebook, or the desk's pool, in a SLURM job of eight tasks, or under a torchrun of eight."""
+    for name, value in {"NTASKS": 8, "NTASKS_PER_NODE": 8, "NNODES": 1, "JOB_NAME": "lab", "PROCID": 3, "LOCALID": 3}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    engine = Engine(GDD)
+    assert (engine.world, engine.rank) == (1, 0)
+    assert engine.share() == slice(0, GDD.batch_size)
+
+
 def test_batch_norm_of_groups_is_that_of_each_alone():
     from gdd.discriminator import BatchNorm
 
