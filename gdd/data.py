@@ -5,6 +5,7 @@ more than `IN_MEMORY` bytes is decoded as it is asked for.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -100,7 +101,10 @@ def load_digits() -> Images:
 
 def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Data set indices (batch_size,) of training step `step`: seeded epochs without repeats, and no state to resume."""
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {epoch: torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-              for epoch in (positions // size).unique().tolist()}  # fmt: skip
-    return torch.stack([orders[position // size][position % size] for position in positions.tolist()])
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return torch.stack([_epoch_order(size, seed, position // size)[position % size] for position in positions])
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -40,13 +40,11 @@ class Engine:
         devices = hardware.devices or _from_environment("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE") or 1
         nodes = hardware.nodes or _from_environment("SLURM_NNODES") or max(_from_environment("WORLD_SIZE") // devices, 1)
         alone = devices * nodes == 1
-        plugins = [
-            self.precision,
-            *([LightningEnvironment()] if alone else []),
-        ]  # a notebook in a SLURM job of eight tasks is alone
-        self.fabric = Fabric(
-            accelerator=kind, devices=devices, num_nodes=nodes, strategy="auto" if alone else "ddp", plugins=plugins
-        )
+        plugins: list[Any] = [self.precision]
+        if alone:  # also where a notebook runs in a SLURM job of eight tasks
+            plugins.append(LightningEnvironment())
+        strategy = "auto" if alone else "ddp"
+        self.fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, strategy=strategy, plugins=plugins)
         self.fabric.launch()
         self.world, self.rank, self.device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
         self._check_batch()

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gdd.backbones import Backbone
-from gdd.config import Hardware, TrainConfig
+from gdd.config import ONE_CPU, TrainConfig
 from gdd.denoiser import Denoiser
 from gdd.engine import Engine
 from gdd.trainer import Batch, gather, init_state, take_step
@@ -37,7 +37,7 @@ def estimate(
     config = replace(config, batch_size=micro_batch_size * (1 if single else 2), d_batch_norm_images=group)
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of networks do, harmlessly
-        engine = _Dry(config, Hardware(accelerator="cpu", micro_batch_size=micro_batch_size))
+        engine = _Dry(config, replace(ONE_CPU, micro_batch_size=micro_batch_size))
         start = Denoiser.from_config(network)
         frozen = [_without_values(module, mode) for module in (*backbones, *([distance] if distance else ()))]
         state = init_state(config, start, frozen[: len(backbones)], engine)

@@ -133,6 +133,7 @@ def gather(config: TrainConfig, start: Denoiser, backbones: Sequence[Backbone], 
            state: TrainState | None = None) -> Parts:  # fmt: skip
     """All that `take_step` works with, on its device."""
     if config.objective not in ("edm", "gdd"):
+        distance = engine.place(distance) if isinstance(distance, nn.Module) else distance
         distance = distance or _backbone_distance(config, backbones, engine)
         engine.place(start.eval())
     state = state or init_state(config, start, backbones, engine)
