@@ -40,7 +40,7 @@ def test_profiles_are_the_papers_table(name):
     assert numbers == TABLE[name]
     assert (config.betas, config.r1_gamma, config.r1_interval, config.seed, config.freeze) == ((0, 0.99), 1e-4, 16, 42, "gdd-i")
     assert (found.teacher, found.network, found.backbones) == (profile.teacher, profile.network, profile.backbones)
-    assert config.d_batch_norm_images * 8 == config.batch_size
+    assert (config.d_batch_norm_images, config.precision) == (32, "bf16")
     assert profile.backbones == ("vgg16_bn" if "cifar" in name else "deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
     assert preset(f"{name}-d2o-f") == found
     assert preset(f"{name}-d2o").config == replace(config, freeze="none")
