@@ -74,8 +74,25 @@ def _in_process(rank, port, hardware, variants, path):
         assert all(map(is_sharded, state.ema.parameters()))
         assert sum(a for a, _ in held) < 0.6 * sum(b for _, b in held)
         assert not any(map(is_sharded, whole(state.ema).parameters()))
+        assert_resumes_sharded(hardware, path.with_name("state.safetensors"))
     if rank == 0:
         torch.save(found, path)
+
+
+def assert_resumes_sharded(hardware, path):
+    """A state gathered from two processes' shares and dealt out again goes on to the same bits."""
+    engine, backbone = Engine(SPLIT, hardware), DigitsBackbone().eval()
+    steps = train(SPLIT, load_digits(), small_denoiser(), [backbone], engine=engine)
+    next(steps)
+    tensors, counts = checkpoint.pack_state(next(steps))
+    engine.by_zero(lambda: checkpoint.write_tensors(path, tensors, counts))
+    *_, state = steps
+    resumed = init_state(SPLIT, small_denoiser(), [backbone], engine)
+    checkpoint.load_state(path, resumed)
+    *_, resumed = train(SPLIT, load_digits(), small_denoiser(), [backbone], engine=engine, state=resumed)
+    (expected, _), (found, _) = checkpoint.pack_state(state), checkpoint.pack_state(resumed)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def free_port():
