@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ TINY = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_chann
 
 
 torch.set_num_threads(1)  # tiny networks gain nothing from more, and suffer where cores are shared
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the commands that tests start
 
 
 @pytest.fixture(autouse=True)

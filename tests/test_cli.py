@@ -133,7 +133,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(case, files):
     arguments, message = BAD[case]
     before = sorted(files.iterdir())
-    done = call(*[str(a).replace("{}", str(files)) for a in arguments])
+    done = call(*[str(a).replace("{}", str(files)) for a in arguments], cwd=files)
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("error: ")
@@ -165,18 +165,8 @@ def test_activations_of_a_shipped_generator(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_saves_and_the_printed_command_goes_on(tmp_path):
-    options = [
-        "train",
-        "--preset",
-        "smoke-gdd-i",
-        "--set",
-        "total_images=1280",
-        "--accelerator",
-        "cpu",
-        "--ticks",
-        "2",
-        "--folder",
-    ]
+    quiet = ["--accelerator", "cpu", "--ticks", "2", "--samples", "0", "--no-tensorboard"]
+    options = ["train", "--preset", "smoke-gdd-i", "--set", "total_images=1280", *quiet, "--folder"]
     command = [sys.executable, "-u", "-m", "gdd", *options, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     while not (tmp_path / "run" / "config.json").exists():

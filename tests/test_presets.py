@@ -88,7 +88,7 @@ def backbone_files(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [name for name in PAPER if name != "afhqv2"])  # which differs from ffhq in its pictures only
 def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_files, capsys):
     """Pictures to zip, pickle to teacher, a step of GDD-I with the profile's own networks, and images from the result."""
     monkeypatch.chdir(tmp_path)
@@ -104,17 +104,11 @@ def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_fil
     commands.convert(commands.Convert(teacher, converted))
     teacher.unlink()
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        settings = ["total_images=2", "batch_size=2", "d_batch_norm_images=2", "precision=fp32"]
-        hardware, keep = Hardware(accelerator="cpu"), Keep(ticks=1)
-        commands.train(commands.Train(tmp_path / "run", f"{name}-gdd-i", settings, keep=keep, hardware=hardware))
-        final = tmp_path / "run" / "final.safetensors"
-        generator, metadata = checkpoint.load_with_metadata(final)
-        (images,) = generate(generator, range(2), sampler="one-step")
-    finally:
-        torch.set_num_threads(threads)
+    settings = ["total_images=2", "batch_size=2", "d_batch_norm_images=2", "precision=fp32"]
+    hardware, keep = Hardware(accelerator="cpu"), Keep(ticks=1)
+    commands.train(commands.Train(tmp_path / "run", f"{name}-gdd-i", settings, keep=keep, hardware=hardware))
+    generator, metadata = checkpoint.load_with_metadata(tmp_path / "run" / "final.safetensors")
+    (images,) = generate(generator, range(2), sampler="one-step")
     frozen = TEACHERS[profile.teacher].frozen_percent
     assert f"weights frozen ({frozen}%)" in capsys.readouterr().out
     assert {"loss_g", "loss_d", "r1"} <= metadata["log"][0].keys()

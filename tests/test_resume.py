@@ -20,8 +20,8 @@ from gdd.config import Hardware, Keep
 from gdd.data import load_digits
 from gdd.run import run
 
-CONFIG = dataclasses.replace(GDD, total_images=16 * 60, freeze="gdd-i", d_batch_norm_images=8)
-KEEP = Keep(ticks=30)
+CONFIG = dataclasses.replace(GDD, total_images=16 * 40, freeze="gdd-i", d_batch_norm_images=8)
+KEEP = Keep(ticks=20)
 KILLS = 20
 
 
