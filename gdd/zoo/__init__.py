@@ -1,6 +1,6 @@
 """Weights of the desk runs, shipped with the package: fp16 safetensors with their config, its digest and their training log.
 
-They are made by `make figures RETRAIN=1` followed by `python -m analysis.experiments --ship`.
+They are made by `make figures RETRAIN=1` followed by `python -m analysis.figures --ship`.
 """
 
 from pathlib import Path
