@@ -77,10 +77,8 @@ class RunFolder:
         odd = {name: value for name, value in _plain(config).items() if found.get(name) != value and name not in allowed}
         if odd:
             drift = "; ".join(f"{name}: {found.get(name)!r} there, {value!r} now" for name, value in odd.items())
-            raise ValueError(
-                f"{self.path} holds a run of another config ({drift}); name another folder, delete it, or go on with what "
-                f"changed by --allow-change {' '.join(odd)}"
-            )
+            way_on = "" if set(odd) & set(FIXED) else f", or go on with what changed by --allow-change {' '.join(odd)}"
+            raise ValueError(f"{self.path} holds a run of another config ({drift}); name another folder or delete it{way_on}")
 
     def begin(self, config: TrainConfig, images_seen: int, state_bytes: int) -> None:
         """Note what starts, before anything is trained. Raises OSError if the states will not fit on the disk."""

@@ -84,6 +84,8 @@ def test_a_changed_config_is_named_field_by_field_and_refused_unless_asked_for(t
         ValueError, match=r"lr: 0.001 there, 0.5 now; r1_interval: 2 there, 3 now.* --allow-change lr r1_interval"
     ):
         go(tmp_path, changed)
+    with pytest.raises(ValueError, match=r"freeze: 'none' there, 'gdd-i' now.*; name another folder or delete it$"):
+        go(tmp_path, dataclasses.replace(changed, freeze="gdd-i"))  # other tensors: no way on
     with pytest.raises(ValueError, match=r"\(r1_interval: 2 there, 3 now\)"):
         go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("lr",)))
     with pytest.raises(ValueError, match=r"allow_change takes fields of the config but objective, freeze, .*; got freeze, size"):
