@@ -46,7 +46,7 @@ def curve(args: MeasuredTrain, config: TrainConfig, backbones: tuple[str, ...]) 
 
     from analysis import fid
     from analysis.experiments import judge
-    from analysis.features import family
+    from analysis.fid.compare import check_pair, kinship
     from analysis.fid.sources import Source, of_denoiser, open_source
     from analysis.fid.summaries import Summaries, cache_folder
     from gdd.sampling import sampler_of
@@ -54,12 +54,10 @@ def curve(args: MeasuredTrain, config: TrainConfig, backbones: tuple[str, ...]) 
     local = os.environ.get("LOCAL_RANK", "0")
     device = f"cuda:{local}" if args.hardware.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     extractor = judge(args.features or ("digits" if config.data == "digits" else "inception"), device)
-    kin = [name for name in backbones if "gdd" in config.objective and family(name) == extractor.family]
-    if kin and local == "0":
-        listed = ", ".join(kin)
-        print(f"warning: the discriminator looks through {listed}, kin to the features {extractor.name} that grade it here; "
-              "believe another family's features rather", file=sys.stderr)  # fmt: skip
+    for line in kinship(args.preset, backbones, extractor) if "gdd" in config.objective and local == "0" else ():
+        print(f"warning: {line}", file=sys.stderr)
     reference, summaries = open_source(args.reference or config.data), Summaries(extractor, cache=cache_folder())
+    check_pair(reference, reference, extractor, different_n=True)  # statistics of other features are refused now
     n = min(args.n, reference.n or args.n)
     label = fid.label(extractor.name, n)
 

@@ -153,22 +153,28 @@ def test_fp16_scales_gradients_leaves_out_what_overflows_and_remembers_the_scale
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_and_never_passes_a_hook(monkeypatch, alone, tiny, digits, backbone):
-    compiled = []
+    compiled, calls = [], []
 
     def compiling(network):
         compiled.append(network)
-        return compile_(network, backend="eager")  # traced as ever, and not translated, which takes a minute
+        traced = compile_(network, backend="eager")  # traced as ever, and not translated, which takes a minute
+        return lambda *arguments, **options: calls.append(1) or traced(*arguments, **options)
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", compiling)
     assert_same(trained(SPLIT, dataclasses.replace(CPU, compile=True)), alone["gdd"])
     assert len(compiled) == 1
+    assert calls
+    calls.clear()
     engine = Engine(SPLIT, dataclasses.replace(CPU, compile=True))
     state = init_state(SPLIT, tiny, [backbone], engine)
     steps = train(SPLIT, digits, tiny, [backbone], engine=engine, state=state)
     with record(state.generator, "model.dec.*.conv1", lambda a: a.abs().mean()) as tape:
         next(steps)
     assert tape
+    assert not calls
+    next(steps)
+    assert calls
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
     """The rows of one range of seeds. K sources cost K passes and K factorisations."""
     extractor = summaries.extractor
     for a, b in combinations(sources, 2):
-        _check_pair(a, b, extractor, allow_different_n or list(metrics) == ["fd-infinity"])
+        check_pair(a, b, extractor, allow_different_n or list(metrics) == ["fd-infinity"])
     _check_channels(sources)
     classify = "is" in metrics
     found = [summaries.of(source, classify=classify) if isinstance(source, Source) else None for source in sources]
@@ -145,7 +145,8 @@ def _sample(source: Source | Statistics, summary: Summary | None, metric: str) -
     return summary
 
 
-def _check_pair(a: Source | Statistics, b: Source | Statistics, extractor: Extractor, different_n: bool) -> None:
+def check_pair(a: Source | Statistics, b: Source | Statistics, extractor: Extractor, different_n: bool) -> None:
+    """Raise ValueError if statistics are of other features, or n differs where it must not."""
     for one in (a, b):
         if isinstance(one, Statistics) and one.extractor not in (None, extractor.name):
             raise ValueError(f"{one.name} holds statistics of {one.extractor} features, not of {extractor.name}")
@@ -166,11 +167,14 @@ def _check_channels(sources: Sequence[Source | Statistics]) -> None:
 
 def leakage(sources: Iterable[Source | Statistics], extractor: Extractor) -> list[str]:
     """A warning for each generator whose discriminator looked through kin of the network that grades it."""
+    return [line for s in sources if isinstance(s, Source) for line in kinship(s.name, s.backbones, extractor)]
+
+
+def kinship(generator: str, backbones: Iterable[str], extractor: Extractor) -> list[str]:
+    """The warnings for one generator."""
     return [
-        f"the discriminator of {source.name} looked through {name}, which is kin to the features {extractor.name} that grade it "
+        f"the discriminator of {generator} looked through {name}, which is kin to the features {extractor.name} that grade it "
         "here; believe another family's features rather"
-        for source in sources
-        if isinstance(source, Source)
-        for name in source.backbones
+        for name in backbones
         if family(name) == extractor.family
     ]
