@@ -1,9 +1,11 @@
-"""Time-step-dependent activations of a UNet (Figure 3 of the paper): the last convolution of every block, at every noise level.
+"""Time-step-dependent activations of a UNet (Figure 3 of the paper): the last convolution of every
+block, at every noise level.
 
-    python -m analysis.activations --ckpt PATH [--profile desk] [--statistic mean_abs] [--part conv1]
+    python -m analysis.activations --ckpt PATH [--profile desk] [--statistic mean_abs] [--part
+    conv1]
 
-Two processes are measured: `sampling`, while the model runs EDM's solver from pure noise, and `denoising`, while it denoises
-real images with noise added at the same levels.
+Two processes are measured: `sampling`, while the model runs EDM's solver from pure noise, and
+`denoising`, while it denoises real images with noise added at the same levels.
 """
 
 import re
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 
     from gdd.denoiser import Denoiser
 
-ADDRESS = re.compile(r"^model\.(?P<side>enc|dec)\.(?P<block>(?P<resolution>\d+)x\d+_\w+)\.(?P<part>\w+)$")
+ADDRESS = re.compile(
+    r"^model\.(?P<side>enc|dec)\.(?P<block>(?P<resolution>\d+)x\d+_\w+)\.(?P<part>\w+)$")
 SIDES = {"enc": "encoder", "dec": "decoder"}
 PARTS = ("conv1", "proj")
-COLUMNS = ["model", "process", "side", "block", "part", "depth", "resolution", "sigma", "step",
-           "statistic", "index", "value", "n"]  # fmt: skip
+COLUMNS = [
+    "model", "process", "side", "block", "part", "depth", "resolution", "sigma", "step",
+    "statistic", "index", "value", "n"
+]
 
 
 def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
@@ -38,15 +43,16 @@ def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
     }
 
 
-def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(256), images: "Tensor | None" = None,
-            steps: int = 18, parts: Sequence[str] = ("conv1",), statistic: str = "mean_abs",
-            batch_size: int = 256) -> "pd.DataFrame":  # fmt: skip
-    """Tidy table, one row per (model, process, block, part, step, index): the statistic's mean over images.
+def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(256),
+            images: "Tensor | None" = None, steps: int = 18, parts: Sequence[str] = ("conv1", ),
+            statistic: str = "mean_abs", batch_size: int = 256) -> "pd.DataFrame":
+    """Tidy table, one row per (model, process, block, part, step, index): the statistic's mean over
+    images.
 
-    `seeds` start the sampling; `images` (N,C,H,W) in [-1,1], if given, are denoised too, with noise from the first seeds.
-    Columns also hold side, depth (0 at the UNet's outside within its side's order of execution), resolution, sigma and n.
-    `index` counts channels or bands, low to high; it is 0 for the scalar statistics.
-    Raises ValueError on an unknown statistic or part.
+    `seeds` start the sampling; `images` (N,C,H,W) in [-1,1], if given, are denoised too, with noise
+    from the first seeds. Columns also hold side, depth (0 at the UNet's outside within its side's
+    order of execution), resolution, sigma and n. `index` counts channels or bands, low to high; it
+    is 0 for the scalar statistics. Raises ValueError on an unknown statistic or part.
     """
     import pandas as pd
     import torch
@@ -77,18 +83,21 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
             sums[key] = sums.get(key, 0) + values[-1].sum(dim=0).to("cpu", torch.float64)
             values.clear()
 
-    bar = tqdm(total=sum(counts.values()) * steps * len(parts), unit="call", desc=f"activations of {model}", disable=None)
+    bar = tqdm(total=sum(counts.values()) * steps * len(parts), unit="call",
+               desc=f"activations of {model}", disable=None)
     with torch.inference_mode(), bar:
         for part in parts:
             for start in range(0, len(seeds), batch_size):
-                latents, labels = latents_of(seeds[start : start + batch_size])
+                latents, labels = latents_of(seeds[start:start + batch_size])
                 with record(denoiser, f"model.*.{part}", known[statistic]) as tape:
                     for step in solve(denoiser, latents, steps=steps, labels=labels):
-                        if step.sigma > 0:  # the tape's last entry is this step's first call, not the corrector's
+                        # the tape's last entry is this step's first call, not the corrector's
+                        if step.sigma > 0:
                             add("sampling", step.index, tape)
                             bar.update(len(latents))
             for chunk, batch in enumerate(real):
-                noise, labels = latents_of(range(chunk * batch_size, chunk * batch_size + len(batch)))
+                noise, labels = latents_of(
+                    range(chunk * batch_size, chunk * batch_size + len(batch)))
                 with record(denoiser, f"model.*.{part}", known[statistic]) as tape:
                     for level, sigma in enumerate(sigmas):
                         denoiser(batch.to(device) + sigma * noise, sigma, labels)
@@ -101,25 +110,30 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
         place = ADDRESS.match(address)
         assert place, address
         side = SIDES[place["side"]]
-        depth = depths.setdefault((side, place["block"]), sum(known_side == side for known_side, _ in depths))
+        depth = depths.setdefault((side, place["block"]),
+                                  sum(known_side == side for known_side, _ in depths))
         for index, mean in enumerate((value / counts[process]).tolist()):
-            rows.append((model, process, side, place["block"], place["part"], depth, int(place["resolution"]), sigmas[level],
-                         level, statistic, index, mean, counts[process]))  # fmt: skip
+            rows.append((model, process, side, place["block"], place["part"], depth,
+                         int(place["resolution"]), sigmas[level], level, statistic, index, mean,
+                         counts[process]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @dataclass
 class Activations:
-    """Measure time-step-dependent activations of a checkpoint: tidy CSV and the plot of Figure 3."""
+    """Measure time-step-dependent activations of a checkpoint: tidy CSV and the plot of Figure
+    3."""
 
     ckpt: Path
-    """Checkpoint of this project, for example gdd/zoo/teacher.safetensors."""
+    """Checkpoint of this project, for example gdd/weights/zoo/teacher.safetensors."""
     profile: str = "desk"
     """desk or smoke: where the output goes, and how many images are measured (256 or 16)."""
     data: str = ""
-    """Real images to denoise: digits, a folder or a zip; default: what the checkpoint was trained on; none: only sampling."""
+    """Real images to denoise: digits, a folder or a zip; default: what the checkpoint was trained
+    on; none: only sampling."""
     statistic: str = "mean_abs"
-    """mean_abs, rms, std, channel (mean_abs of each channel) or bands (shares of the spectrum's power, low to high)."""
+    """mean_abs, rms, std, channel (mean_abs of each channel) or bands (shares of the spectrum's
+    power, low to high)."""
     part: str = "conv1"
     """conv1, the last convolution of each block; proj, the attention's output; or conv1,proj."""
     steps: int = 18
@@ -133,7 +147,7 @@ class Activations:
 
 
 def main(args: Activations) -> None:
-    from gdd.presets import profile
+    from gdd.profiles import profile
 
     profile(args.profile)
     n = args.n or {"desk": 256, "smoke": 16}[args.profile]
@@ -143,8 +157,8 @@ def main(args: Activations) -> None:
     import torch
 
     from analysis.plots import paper_style, plot_activations_page, save_figure
-    from gdd import checkpoint
-    from gdd.data import open_images, to_float
+    from gdd.data.images import open_images, to_float
+    from gdd.weights import checkpoint
 
     denoiser, metadata = checkpoint.load_with_metadata(args.ckpt)
     data = args.data or metadata.get("train", {}).get("data", "none")
@@ -153,7 +167,7 @@ def main(args: Activations) -> None:
         found = open_images(data, in_memory=0).images  # only n of them are looked at
         if tuple(found.shape[1:]) != (denoiser.channels, denoiser.resolution, denoiser.resolution):
             raise ValueError(f"data {data} has images {tuple(found.shape[1:])}; the network takes "
-                             f"{(denoiser.channels, denoiser.resolution, denoiser.resolution)}")  # fmt: skip
+                             f"{(denoiser.channels, denoiser.resolution, denoiser.resolution)}")
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
         images = to_float(found[order[:n]])
     try:
@@ -161,13 +175,15 @@ def main(args: Activations) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {args.device!r} is not to be had: {error}") from None
     name = args.ckpt.stem if args.ckpt.stem != "final" else args.ckpt.parent.name
-    table = measure(denoiser, model=name, seeds=range(n), images=images, steps=args.steps, parts=args.part.split(","),
-                    statistic=args.statistic)  # fmt: skip
+    table = measure(denoiser, model=name, seeds=range(n), images=images, steps=args.steps,
+                    parts=args.part.split(","), statistic=args.statistic)
     folder = args.out or Path("figures") / args.profile
     paper_style()
     save_figure(plot_activations_page(table), table, folder, f"activations-{name}")
     blocks = len(table.drop_duplicates(["side", "block"]))
-    print(f"{folder / f'activations-{name}'}.csv, .png, .pdf: {len(table)} rows, {blocks} blocks, n = {n}")
+    print(
+        f"{folder / f'activations-{name}'}.csv, .png, .pdf: {len(table)} rows, {blocks} blocks, n = {n}"
+    )
 
 
 if __name__ == "__main__":

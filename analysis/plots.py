@@ -1,4 +1,5 @@
-"""Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no file but by `save_figure`.
+"""Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no file but
+by `save_figure`.
 
 Sizes are print sizes: a page is 7.0 in wide, text 7 or 8 pt.
 """
@@ -16,28 +17,47 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 PAGE = 7.0  # inches
-# a reader with red-green blindness, or a grey printer, still tells these apart: they differ in lightness and marker too
+# a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
+# lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)  # red shallow to blue deep, dark throughout
+# red shallow to blue deep, dark throughout
+DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)
 
 
 def paper_style() -> None:
     """Set matplotlib's defaults for print: call once at the top of a notebook."""
     sns.set_theme(context="paper", style="ticks", font_scale=0.9)
     mpl.rcParams |= {
-        "figure.dpi": 120, "savefig.dpi": 300, "savefig.bbox": "tight", "pdf.fonttype": 42, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.titlesize": 8, "axes.titleweight": "bold", "axes.labelsize": 8, "xtick.labelsize": 7,
-        "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
-    }  # fmt: skip
+        "figure.dpi": 120,
+        "savefig.dpi": 300,
+        "savefig.bbox": "tight",
+        "pdf.fonttype": 42,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 8,
+        "axes.titleweight": "bold",
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "lines.linewidth": 1.3,
+        "lines.markersize": 4,
+    }
 
 
 def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str) -> None:
-    """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an unchanged file."""
+    """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an
+    unchanged file."""
     folder = Path(folder)
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    figure.savefig(pdf, format="pdf", metadata={
+        "CreationDate": None,
+        "Producer": None,
+        "Creator": None
+    })
     csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     for kind, content in {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}.items():
@@ -56,14 +76,16 @@ def caption(figure: Figure, text: str) -> None:
     import textwrap
 
     width = int(figure.get_figwidth() * 19)
-    figure.text(0.0, -0.02, textwrap.fill(text, width), ha="left", va="top", fontsize=7, color="#333333")
+    figure.text(0.0, -0.02, textwrap.fill(text, width), ha="left", va="top", fontsize=7,
+                color="#333333")
 
 
 def plot_activations(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 3: relative activation of each block against time step, for one side; red shallow to blue deep.
+    """Figure 3: relative activation of each block against time step, for one side; red shallow to
+    blue deep.
 
-    `table` as `analysis.activations.measure` gives it, one model, process, side, part and scalar statistic. Each block is
-    min-max normalised over its time steps.
+    `table` as `analysis.activations.measure` gives it, one model, process, side, part and scalar
+    statistic. Each block is min-max normalised over its time steps.
     """
     ax = ax or plt.gca()
     blocks = table.sort_values("depth")["block"].unique()
@@ -75,24 +97,28 @@ def plot_activations(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.plot(rows["step"] + 1, relative, color=color, marker="o", markersize=2.2, label=block)
     steps = table.drop_duplicates("step").sort_values("step")
     shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))]
-    ax.set_xticks(
-        shown["step"] + 1, [f"{step + 1}\n{sigma:.2g}" for step, sigma in zip(shown["step"], shown["sigma"], strict=True)]
-    )
-    ax.set(xlabel=r"time step (noise to image); below it, $\sigma$", ylabel="relative activation (min-max)", ylim=(-0.04, 1.04))
+    ax.set_xticks(shown["step"] + 1, [
+        f"{step + 1}\n{sigma:.2g}"
+        for step, sigma in zip(shown["step"], shown["sigma"], strict=True)
+    ])
+    ax.set(xlabel=r"time step (noise to image); below it, $\sigma$",
+           ylabel="relative activation (min-max)", ylim=(-0.04, 1.04))
     return ax
 
 
 def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Figure 2: abs-FD and rel-FD against x, with Spearman's correlation of each in the legend.
 
-    `table` as `analysis.experiments.distances` gives it; lines join means over seed ranges, bars span them.
+    `table` as `analysis.experiments.distances` gives it; lines join means over seed ranges, bars
+    span them.
     """
     ax = ax or plt.gca()
     for kind, marker in (("abs", "o"), ("rel", "s")):
         rows = table[table["kind"] == kind]
         means, span = _means(rows, "x")
         text = rf"{kind}-FD, Spearman $\rho$ = {rows['spearman'].iloc[0]:+.2f}"
-        ax.errorbar(means.index, means, yerr=span, color=COLORS[kind], marker=marker, capsize=2, label=text)
+        ax.errorbar(means.index, means, yerr=span, color=COLORS[kind], marker=marker, capsize=2,
+                    label=text)
     ax.set(xscale="log", ylabel=table["metric"].iloc[0])
     if table["distance"].max() > 20 * table["distance"].min():
         _log_axis(ax)
@@ -101,23 +127,26 @@ def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(FixedLocator(sorted(table["x"].unique())))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(PLAIN)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))  # below the axes: the curves need all of them
+    # below the axes: the curves need all of them
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
     return ax
 
 
 def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 4: FD against training images, a line per `run` from its log, an open symbol where it was measured live.
+    """Figure 4: FD against training images, a line per `run` from its log, an open symbol where it
+    was measured live.
 
     Columns images, distance, run, metric, and source (log or live).
     """
     ax = ax or plt.gca()
     palette = sns.color_palette("colorblind")
-    for (run, rows), marker, color in zip(table.groupby("run", sort=False), "osD^v", palette, strict=False):
+    for (run, rows), marker, color in zip(table.groupby("run", sort=False), "osD^v", palette,
+                                          strict=False):
         logged = rows[rows["source"] == "log"]
         ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
         means, span = _means(rows[rows["source"] == "live"], "images")
-        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker, markerfacecolor="white", markersize=7,
-                    linestyle="none", capsize=2, zorder=3)  # fmt: skip
+        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker,
+                    markerfacecolor="white", markersize=7, linestyle="none", capsize=2, zorder=3)
     ax.set(xlabel="training images (thousands)", ylabel=table["metric"].iloc[0])
     _log_axis(ax)
     return ax
@@ -138,33 +167,43 @@ def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, list[pd.Series]]:
 
 
 def plot_activations_page(table: pd.DataFrame) -> Figure:
-    """Figure 3 for one model: encoder and decoder side by side, one row of panels per process and part.
+    """Figure 3 for one model: encoder and decoder side by side, one row of panels per process and
+    part.
 
-    Channels are averaged, and of frequency bands the mean band is drawn; the table keeps them apart.
+    Channels are averaged, and of frequency bands the mean band is drawn; the table keeps them
+    apart.
     """
     keys = ["process", "part"]
     rows = list(table[keys].drop_duplicates().itertuples(index=False))
-    figure, axes = plt.subplots(len(rows), 2, figsize=(PAGE, 2.6 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(rows), 2, figsize=(PAGE, 2.6 * len(rows)), squeeze=False,
+                                layout="constrained")
     letters = iter("ABCDEFGH")
     for row, (process, part) in zip(axes, rows, strict=True):
         for ax, side in zip(row, ("encoder", "decoder"), strict=True):
-            chosen = table[(table["process"] == process) & (table["part"] == part) & (table["side"] == side)]
+            chosen = table[(table["process"] == process) & (table["part"] == part) &
+                           (table["side"] == side)]
             if chosen.empty:
                 ax.set_axis_off()
                 continue
             places = ["block", "depth", "step", "sigma"]
-            if chosen["statistic"].iloc[0] == "bands":  # shares of 1: their plain mean would say nothing
-                chosen = chosen.assign(value=chosen["value"] * chosen["index"] * chosen["index"].nunique())
+            # shares of 1: their plain mean would say nothing
+            if chosen["statistic"].iloc[0] == "bands":
+                chosen = chosen.assign(value=chosen["value"] * chosen["index"] *
+                                       chosen["index"].nunique())
             plot_activations(chosen.groupby(places, as_index=False)["value"].mean(), ax=ax)
-            ax.set_title(f"{next(letters)}  {side}, {process}" + ("" if part == "conv1" else f", {part}"), loc="left")
-            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, in order", title_fontsize=7)
+            ax.set_title(
+                f"{next(letters)}  {side}, {process}" + ("" if part == "conv1" else f", {part}"),
+                loc="left")
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, in order",
+                      title_fontsize=7)
     counts = table.drop_duplicates("process").set_index("process")["n"]
     inputs = {
         "sampling": "sampling from seeds 0 to {last}, n = {n}",
         "denoising": "denoising real images with noise added, n = {n}",
     }
     what = "; ".join(inputs[process].format(n=n, last=n - 1) for process, n in counts.items())
-    first, steps, outputs = table.iloc[0], table["step"].nunique(), " and ".join(table["part"].unique())
+    first, steps, outputs = table.iloc[0], table["step"].nunique(), " and ".join(
+        table["part"].unique())
     text = (
         f"{first['model']}, EMA weights: {first['statistic']} of each block's {outputs}, mean over images, at the {steps} levels "
     )

@@ -1,6 +1,8 @@
-"""Speed and memory of a training step, for every loss on the desk profile, as a table: `python benchmarks/losses.py`.
+"""Speed and memory of a training step, for every loss on the desk profile, as a table: `python
+benchmarks/losses.py`.
 
-images/s is that of the median step; the memory is that of all tensors at the worst moment, counted, not sampled.
+images/s is that of the median step; the memory is that of all tensors at the worst moment, counted,
+not sampled.
 """
 
 import statistics
@@ -9,14 +11,14 @@ from dataclasses import replace
 
 import torch
 
-from gdd import checkpoint, zoo
 from gdd.backbones import load_digits_backbone
 from gdd.config import TrainConfig
-from gdd.data import load_digits
-from gdd.engine import Engine
-from gdd.memory import Peak, estimate
-from gdd.presets import DESK
-from gdd.trainer import init_state, train
+from gdd.data.images import load_digits
+from gdd.profiles import DESK
+from gdd.training.engine import Engine
+from gdd.training.memory import Peak, estimate
+from gdd.training.trainer import init_state, train
+from gdd.weights import checkpoint, zoo
 
 LOSSES = {
     "EDM (teacher)": DESK["teacher"],
@@ -35,10 +37,14 @@ STEPS = 32  # R1 is in every 16th
 def steps(config: TrainConfig, count: int):
     """A fresh run of so many steps, and what it starts with in memory."""
     config = replace(config, total_images=count * config.batch_size)
-    start, backbone = checkpoint.load(zoo.path("teacher")), load_digits_backbone(zoo.path("digits-backbone"))
+    start, backbone = checkpoint.load(zoo.path("teacher")), load_digits_backbone(
+        zoo.path("digits-backbone"))
     engine = Engine(config)
     state = init_state(config, start, [backbone], engine)
-    modules = [start, backbone, state.generator, state.ema, *([state.discriminator] if state.discriminator else [])]
+    modules = [
+        start, backbone, state.generator, state.ema,
+        *([state.discriminator] if state.discriminator else [])
+    ]
     held = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     return train(config, load_digits(), start, [backbone], engine=engine, state=state), held
 
@@ -58,7 +64,9 @@ def measure(config: TrainConfig) -> tuple[float, int, int]:
         for _ in run:
             pass
     backbone = load_digits_backbone(zoo.path("digits-backbone"))
-    foretold = estimate(config, checkpoint.load(zoo.path("teacher")).config, [backbone], micro_batch_size=config.batch_size)
+    foretold = estimate(config,
+                        checkpoint.load(zoo.path("teacher")).config, [backbone],
+                        micro_batch_size=config.batch_size)
     return config.batch_size / statistics.median(seconds), peak.most, sum(foretold.values())
 
 
@@ -67,7 +75,8 @@ def main() -> None:
     print("| loss | images/s | peak memory | foretold by `--dry-run` |\n|---|---|---|---|")
     for name, config in LOSSES.items():
         speed, peak, foretold = measure(config)
-        print(f"| {name} | {speed:,.0f} | {peak / 1e6:.0f} MB | {foretold / 1e6:.0f} MB |", flush=True)
+        print(f"| {name} | {speed:,.0f} | {peak / 1e6:.0f} MB | {foretold / 1e6:.0f} MB |",
+              flush=True)
 
 
 if __name__ == "__main__":

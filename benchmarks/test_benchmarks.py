@@ -1,4 +1,5 @@
-"""Ours against named peers, as ratios within one run: `make bench`. Absolute times belong to the machine, ratios travel."""
+"""Ours against named peers, as ratios within one run: `make bench`. Absolute times belong to the
+machine, ratios travel."""
 
 import time
 import warnings
@@ -12,9 +13,9 @@ from PIL import Image
 
 from analysis import experiments
 from analysis.fid import FeatureStats, frechet_distance, matrix
-from gdd import checkpoint, zoo
-from gdd.data import to_uint8
+from gdd.data.images import to_uint8
 from gdd.sampling import generate
+from gdd.weights import checkpoint, zoo
 
 
 def seconds(work, repeats=3):
@@ -36,7 +37,9 @@ def moments(seed, d, n=None):
     """Of features with Inception's kind of spectrum: variances over three orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n or 3 * d, d, generator=generator) * torch.logspace(0, -1.5, d)
-    return FeatureStats.of(x @ torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(99)))[0] + 0.1 * seed)
+    return FeatureStats.of(
+        x @ torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(99)))[0] +
+        0.1 * seed)
 
 
 def clean_fids(a, b):
@@ -49,7 +52,8 @@ def test_frechet_distance_against_clean_fid():
     for d, wanted in ((1024, 1), (2048, 8)):
         a, b = moments(0, d), moments(1, d)
         assert abs(frechet_distance(a, b) / clean_fids(a, b) - 1) < 1e-6
-        theirs, ours = seconds(lambda a=a, b=b: clean_fids(a, b), repeats=1), seconds(lambda a=a, b=b: frechet_distance(a, b))
+        theirs, ours = seconds(lambda a=a, b=b: clean_fids(a, b),
+                               repeats=1), seconds(lambda a=a, b=b: frechet_distance(a, b))
         report(f"frechet_distance, d = {d}, against clean-fid", ours, theirs)
         assert theirs > wanted * ours
 
@@ -68,7 +72,8 @@ def test_matrix_against_clean_fid_pair_by_pair():
 
 
 def test_generator_to_distance_against_png_files(tmp_path: Path):
-    """The same network, seeds and features; the peers' way writes a PNG per image and reads it back."""
+    """The same network, seeds and features; the peers' way writes a PNG per image and reads it
+    back."""
     generator, real = checkpoint.load(zoo.path("gdd-i")), experiments.real_stats("desk")
 
     def in_memory():
@@ -78,7 +83,9 @@ def test_generator_to_distance_against_png_files(tmp_path: Path):
         for index, batch in enumerate(generate(generator, range(1797), sampler="one-step")):
             for k, image in enumerate(to_uint8(batch)):
                 Image.fromarray(image[0].numpy()).save(tmp_path / f"{index:03}-{k:03}.png")
-        read = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in sorted(tmp_path.glob("*.png"))]))[:, None]
+        read = torch.from_numpy(
+            np.stack([np.asarray(Image.open(file))
+                      for file in sorted(tmp_path.glob("*.png"))]))[:, None]
         return frechet_distance(experiments.image_stats(read, "desk"), real)
 
     assert abs(in_memory() - through_files()) < 1e-9

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from gdd.cli import run_cli
-from gdd.train_cli import Train, train
+from gdd.training.command import Train, train
 
 
 @dataclass
@@ -18,11 +18,13 @@ class Sample:
     """Write a grid of samples as one PNG."""
 
     ckpt: Path
-    """Checkpoint of this project, for example gdd/zoo/gdd-i.safetensors, or a network pickle of EDM or GDD."""
+    """Checkpoint of this project, for example gdd/weights/zoo/gdd-i.safetensors, or a network
+    pickle of EDM or GDD."""
     out: Path = Path("samples.png")
     """The picture to write."""
     sampler: str = ""
-    """heun:STEPS, euler:STEPS, one-step, k-step:STEPS or two-step:SIGMA; default: what the checkpoint was trained for."""
+    """heun:STEPS, euler:STEPS, one-step, k-step:STEPS or two-step:SIGMA; default: what the
+    checkpoint was trained for."""
     n: int = 64
     """Number of images."""
     first_seed: int = 0
@@ -43,7 +45,8 @@ class Describe:
 
 @dataclass
 class Convert:
-    """Turn a network pickle of EDM, GDD or D2O into safetensors with its config inside; nothing in the pickle is run."""
+    """Turn a network pickle of EDM, GDD or D2O into safetensors with its config inside; nothing in
+    the pickle is run."""
 
     source: Positional[Path]
     """The pickle."""
@@ -53,10 +56,12 @@ class Convert:
 
 @dataclass
 class Download:
-    """Fetch a public teacher, reference statistics, or a backbone's weights; goes on with a partial file."""
+    """Fetch a public teacher, reference statistics, or a backbone's weights; goes on with a partial
+    file."""
 
     name: Positional[str]
-    """For example edm-cifar10-32x32-uncond-ve, cifar10-32x32, vgg16_bn; an unknown name lists them all."""
+    """For example edm-cifar10-32x32-uncond-ve, cifar10-32x32, vgg16_bn; an unknown name lists them
+    all."""
     folder: Path = Path("checkpoints")
     """Where the file goes."""
     sha256: str = ""
@@ -78,14 +83,16 @@ class Prepare:
     transform: Literal["none", "center-crop"] = "none"
     """center-crop cuts the middle square first: for ImageNet."""
     rgb: bool = False
-    """Convert grey, palette, CMYK and alpha pictures to RGB; by default grey among RGB and the other kinds are refused."""
+    """Convert grey, palette, CMYK and alpha pictures to RGB; by default grey among RGB and the
+    other kinds are refused."""
     max_images: int | None = None
     """Only the first so many."""
 
 
 @dataclass
 class Check:
-    """Decode every picture of a data set; report count, size, classes, duplicates, and what cannot be read."""
+    """Decode every picture of a data set; report count, size, classes, duplicates, and what cannot
+    be read."""
 
     source: Positional[Path]
     """Folder, zip, or cifar-10-python.tar.gz."""
@@ -119,38 +126,47 @@ def main(args: Train | Sample | Describe | Convert | Download | Data) -> None:
 def sample(args: Sample) -> None:
     import torch
 
-    from gdd import checkpoint
-    from gdd.data import to_uint8
+    from gdd.data.images import to_uint8
     from gdd.grid import grid_png
     from gdd.sampling import generate
+    from gdd.weights import checkpoint
 
     denoiser, metadata = checkpoint.load_with_metadata(args.ckpt)
     trained = metadata.get("train", {})
     default = "one-step" if denoiser.epsilon else "heun:18"
-    default = trained["sampler"] if "sampler" in trained and trained["objective"] != "edm" else default
+    default = trained[
+        "sampler"] if "sampler" in trained and trained["objective"] != "edm" else default
     if args.n < 1 or args.zoom < 1:
         raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
     seeds = range(args.first_seed, args.first_seed + args.n)
     if args.label is not None and not 0 <= args.label < denoiser.label_dim:
-        raise ValueError(f"label must be a class of the network, which has {denoiser.label_dim or 'none'}; got {args.label}")
-    labels = None if args.label is None else torch.full((args.n,), args.label)
+        raise ValueError(
+            f"label must be a class of the network, which has {denoiser.label_dim or 'none'}; got {args.label}"
+        )
+    labels = None if args.label is None else torch.full((args.n, ), args.label)
     batches = generate(denoiser, seeds, sampler=args.sampler or default, labels=labels)
     images = torch.cat([to_uint8(batch) for batch in batches])
     checkpoint.write_atomically(args.out, grid_png(images, zoom=args.zoom))
-    print(f"{args.out}: {len(images)} images, seeds {seeds.start} to {seeds.stop - 1}, {args.sampler or default}")
+    print(
+        f"{args.out}: {len(images)} images, seeds {seeds.start} to {seeds.stop - 1}, {args.sampler or default}"
+    )
 
 
 def describe(path: Path) -> None:
-    from gdd import checkpoint
     from gdd.freezing import POLICIES, freeze
+    from gdd.weights import checkpoint
 
     denoiser, metadata = checkpoint.load_with_metadata(path)
     kind = "one-step generator family" if denoiser.epsilon else "EDM denoiser"
     origin = f", {metadata['class']} of NVIDIA's format" if "class" in metadata else ""
-    print(f"{path}: {kind}, epsilon {denoiser.epsilon:g}, weights {metadata.get('weights', 'unknown')}{origin}")
+    print(
+        f"{path}: {kind}, epsilon {denoiser.epsilon:g}, weights {metadata.get('weights', 'unknown')}{origin}"
+    )
     print(f"network: {denoiser.config.get('model_type', 'DhariwalUNet')} {denoiser.config}")
-    print(f"{denoiser.resolution}x{denoiser.resolution} pixels, {denoiser.channels} channels, {denoiser.label_dim} labels")
-    print(f"{denoiser.num_parameters():,} parameters, file digest {checkpoint.digest(path)}")
+    print(
+        f"{denoiser.resolution}x{denoiser.resolution} pixels, {denoiser.channels} channels, {denoiser.label_dim} labels"
+    )
+    print(f"{denoiser.num_parameters():,} parameters, file digest {digest(path)}")
     for policy in POLICIES:
         print(f"  {policy}: {freeze(denoiser, policy)}")
     if "source" in metadata:
@@ -160,25 +176,30 @@ def describe(path: Path) -> None:
 
 
 def convert(args: Convert) -> None:
-    from gdd import checkpoint
+    from gdd.weights import checkpoint
 
     denoiser = checkpoint.convert(args.source, args.target)
-    print(f"{args.target}: {denoiser.num_parameters():,} parameters, file digest {checkpoint.digest(args.target)}")
+    print(
+        f"{args.target}: {denoiser.num_parameters():,} parameters, file digest {digest(args.target)}"
+    )
 
 
 def download(args: Download) -> None:
-    from gdd import checkpoint
-    from gdd.download import download as fetch
-    from gdd.presets import TEACHERS
+    from gdd.profiles import TEACHERS
+    from gdd.weights import checkpoint
+    from gdd.weights.download import download as fetch
 
     path, found = fetch(args.name, folder=args.folder, sha256=args.sha256, source=args.source)
     print(f"{path}: SHA-256 {found}")
-    if args.name in TEACHERS and (n := checkpoint.load(path).num_parameters()) != TEACHERS[args.name].parameters:
-        raise ValueError(f"{path} has {n:,} parameters, {args.name} has {TEACHERS[args.name].parameters:,}; it is another file")
+    if args.name in TEACHERS and (
+            n := checkpoint.load(path).num_parameters()) != TEACHERS[args.name].parameters:
+        raise ValueError(
+            f"{path} has {n:,} parameters, {args.name} has {TEACHERS[args.name].parameters:,}; it is another file"
+        )
 
 
 def prepare(args: Prepare) -> None:
-    from gdd.prepare import prepare as write
+    from gdd.data.prepare import prepare as write
 
     start = time.monotonic()
     count = write(**dataclasses.asdict(args))
@@ -186,7 +207,7 @@ def prepare(args: Prepare) -> None:
 
 
 def check(args: Check) -> None:
-    from gdd.prepare import check as look
+    from gdd.data.prepare import check as look
 
     start = time.monotonic()
     report = look(args.source)

@@ -9,14 +9,18 @@ import tyro
 
 
 def run_cli(arguments: Any, main: Callable[[Any], None]) -> None:
-    """Parse `arguments` (a dataclass, or a union of them) from the command line and call `main` with the result.
+    """Parse `arguments` (a dataclass, or a union of them) from the command line and call `main`
+    with the result.
 
-    ValueError and OSError are the user's input: their message is printed, exit code 2. RuntimeError and FloatingPointError
-    are a run that failed: exit code 1. GDD_DEBUG=1 shows the traceback instead.
+    ValueError and OSError are the user's input: their message is printed, exit code 2. RuntimeError
+    and FloatingPointError are a run that failed: exit code 1. GDD_DEBUG=1 shows the traceback
+    instead.
     """
     try:
         module = getattr(sys.modules["__main__"], "__spec__", None)
-        main(tyro.cli(arguments, prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None))
+        main(
+            tyro.cli(arguments,
+                     prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None))
     except (ValueError, OSError) as error:
         _fail(error, 2)
     except (RuntimeError, FloatingPointError) as error:

@@ -1,8 +1,9 @@
-"""Which weights of a UNet stay frozen: policies are data, resolved once to a list of parameter names.
+"""Which weights of a UNet stay frozen: policies are data, resolved once to a list of parameter
+names.
 
-GDD-I (paper section 4) freezes the convolutions and the attention output inside UNet blocks and trains what is left:
-first and last convolution, norms, the noise embedding's affine, skip convolutions, qkv, embeddings. A pattern that begins with
-`!` takes back what earlier ones froze.
+GDD-I (paper section 4) freezes the convolutions and the attention output inside UNet blocks and
+trains what is left: first and last convolution, norms, the noise embedding's affine, skip
+convolutions, qkv, embeddings. A pattern that begins with `!` takes back what earlier ones froze.
 """
 
 import difflib
@@ -16,12 +17,12 @@ _BLOCK = ("*_block*", "*_in[01]", "*_up", "*_down")  # UNet blocks, and not aux_
 
 POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
-    "gdd-i": tuple(f"{block}.{layer}.*" for block in _BLOCK for layer in ("conv0", "conv1", "proj")),
+    "gdd-i":
+    tuple(f"{block}.{layer}.*" for block in _BLOCK for layer in ("conv0", "conv1", "proj")),
 }
 # the narrower rule of the official loss file: convolutions of up and down blocks stay trained
-POLICIES["official-loss-rule"] = tuple(
-    pattern for pattern in POLICIES["gdd-i"] if "_up" not in pattern and "_down" not in pattern
-)
+POLICIES["official-loss-rule"] = tuple(pattern for pattern in POLICIES["gdd-i"]
+                                       if "_up" not in pattern and "_down" not in pattern)
 POLICIES["norm-only"] = ("*", "!*norm*")  # freezes all but the group norms
 POLICIES["gdd-i+qkv"] = POLICIES["gdd-i"] + tuple(f"{block}.qkv.*" for block in _BLOCK)
 POLICIES["gdd-i+qkv+skip"] = POLICIES["gdd-i+qkv"] + tuple(f"{block}.skip.*" for block in _BLOCK)
@@ -45,12 +46,15 @@ class FreezeReport:
 
 
 def freeze(network: nn.Module, policy: str) -> FreezeReport:
-    """Set `requires_grad` of every parameter by `policy`: a name of POLICIES, or comma-separated patterns to freeze.
+    """Set `requires_grad` of every parameter by `policy`: a name of POLICIES, or comma-separated
+    patterns to freeze.
 
-    Raises ValueError if a pattern of the user's own matches no parameter; it shows the nearest names.
+    Raises ValueError if a pattern of the user's own matches no parameter; it shows the nearest
+    names.
     """
     names = [name for name, _ in network.named_parameters()]
-    patterns = POLICIES[policy] if policy in POLICIES else tuple(part.strip() for part in policy.split(","))
+    patterns = POLICIES[policy] if policy in POLICIES else tuple(part.strip()
+                                                                 for part in policy.split(","))
     frozen: set[str] = set()
     for pattern in patterns:
         matched = set(fnmatch.filter(names, pattern.removeprefix("!")))
@@ -61,8 +65,7 @@ def freeze(network: nn.Module, policy: str) -> FreezeReport:
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
                 raise ValueError(
                     f"freeze must be one of {', '.join(POLICIES)} or patterns of parameter names; {pattern!r} matches none; "
-                    f"nearest: {', '.join(near)}"
-                )
+                    f"nearest: {', '.join(near)}")
     blocks: dict[str, tuple[int, int]] = {}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)

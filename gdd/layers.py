@@ -1,7 +1,8 @@
-"""The layers of EDM's UNets, in plain torch operations: linear, resampling convolution, group norm, block, embeddings.
+"""The layers of EDM's UNets, in plain torch operations: linear, resampling convolution, group norm,
+block, embeddings.
 
-Attribute names are those of the public EDM checkpoints. Shapes: N images, C channels, H = W pixels, E embedding channels.
-Source: Karras et al. 2022 (arXiv:2206.00364) appendix F.2.
+Attribute names are those of the public EDM checkpoints. Shapes: N images, C channels, H = W pixels,
+E embedding channels. Source: Karras et al. 2022 (arXiv:2206.00364) appendix F.2.
 """
 
 import math
@@ -14,13 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _draw(shape: Sequence[int], fans: tuple[int, int], init: tuple[str, float, float], *, bias: bool) -> nn.Parameter:
-    """A parameter drawn as `init = (distribution, weight gain, bias gain)` says; `fans = (fan_in, fan_out)`."""
-    if torch.get_default_device().type == "meta":  # shapes only; arithmetic there costs a second of torch's imports
+def _draw(shape: Sequence[int], fans: tuple[int, int], init: tuple[str, float, float], *,
+          bias: bool) -> nn.Parameter:
+    """A parameter drawn as `init = (distribution, weight gain, bias gain)` says; `fans = (fan_in,
+    fan_out)`."""
+    # shapes only; arithmetic there costs a second of torch's imports
+    if torch.get_default_device().type == "meta":
         return nn.Parameter(torch.empty(*shape))
     name, weight_gain, bias_gain = init
-    variance = {"xavier_uniform": 2 / (fans[0] + fans[1]), "kaiming_uniform": 1 / fans[0], "kaiming_normal": 1 / fans[0]}[name]
-    unit = torch.randn(*shape) if name.endswith("normal") else (torch.rand(*shape) * 2 - 1) * math.sqrt(3)
+    variance = {
+        "xavier_uniform": 2 / (fans[0] + fans[1]),
+        "kaiming_uniform": 1 / fans[0],
+        "kaiming_normal": 1 / fans[0]
+    }[name]
+    unit = torch.randn(
+        *shape) if name.endswith("normal") else (torch.rand(*shape) * 2 - 1) * math.sqrt(3)
     return nn.Parameter(unit * math.sqrt(variance) * (bias_gain if bias else weight_gain))
 
 
@@ -33,6 +42,7 @@ KAIMING_ZERO = ("kaiming_uniform", 0.0, 0.0)
 
 
 class Linear(nn.Module):
+
     def __init__(self, in_features: int, out_features: int, *, init, bias: bool = True):
         super().__init__()
         self.in_features = in_features
@@ -47,21 +57,25 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """Convolution with optional x2 resampling by a separable filter; `kernel=0` resamples only.
 
-    `fused_resample` pads for both operations at once, as NCSN++'s residual encoder was trained with.
+    `fused_resample` pads for both operations at once, as NCSN++'s residual encoder was trained
+    with.
     """
 
     resample_filter: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, init=XAVIER, up: bool = False, down: bool = False,
-                 resample_filter: Sequence[int] = (1, 1), fused_resample: bool = False):  # fmt: skip
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, init=XAVIER,
+                 up: bool = False, down: bool = False, resample_filter: Sequence[int] = (1, 1),
+                 fused_resample: bool = False):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.up, self.down, self.fused_resample = up, down, fused_resample
         fans = (in_channels * kernel**2, out_channels * kernel**2)
-        self.weight = _draw([out_channels, in_channels, kernel, kernel], fans, init, bias=False) if kernel else None
+        self.weight = _draw([out_channels, in_channels, kernel, kernel], fans, init,
+                            bias=False) if kernel else None
         self.bias = _draw([out_channels], fans, init, bias=True) if kernel else None
         taps = np.array(resample_filter, dtype=np.float32)
-        kernel2d = torch.from_numpy(np.outer(taps, taps)[None, None] / taps.sum() ** 2) if up or down else None
+        kernel2d = torch.from_numpy(np.outer(taps, taps)[None, None] /
+                                    taps.sum()**2) if up or down else None
         self.register_buffer("resample_filter", kernel2d)
 
     def _resample(self, x: Tensor, padding: int) -> Tensor:
@@ -75,8 +89,10 @@ class Conv2d(nn.Module):
         pad = 0 if self.weight is None else self.weight.shape[-1] // 2
         if self.up or self.down:
             filter_pad = (self.resample_filter.shape[-1] - 1) // 2
-            if self.fused_resample and self.weight is not None:  # convolve first, padded for the filter that follows
-                return self._resample(F.conv2d(x, self.weight, self.bias, padding=pad + filter_pad), 0)
+            # convolve first, padded for the filter that follows
+            if self.fused_resample and self.weight is not None:
+                return self._resample(F.conv2d(x, self.weight, self.bias, padding=pad + filter_pad),
+                                      0)
             x = self._resample(x, filter_pad)
         return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=pad)
 
@@ -89,12 +105,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 class UNetBlock(nn.Module):
-    """Residual block conditioned on the noise embedding, with optional self-attention and x2 resampling."""
+    """Residual block conditioned on the noise embedding, with optional self-attention and x2
+    resampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, *, up: bool = False, down: bool = False,
-                 num_heads: int = 0, dropout: float = 0.0, skip_scale: float = 1.0, eps: float = 1e-5,
-                 resample_filter: Sequence[int] = (1, 1), resample_proj: bool = False, adaptive_scale: bool = True,
-                 init=KAIMING, init_zero=KAIMING_ZERO, init_attn=None):  # fmt: skip
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, *, up: bool = False,
+                 down: bool = False, num_heads: int = 0, dropout: float = 0.0,
+                 skip_scale: float = 1.0, eps: float = 1e-5,
+                 resample_filter: Sequence[int] = (1, 1), resample_proj: bool = False,
+                 adaptive_scale: bool = True, init=KAIMING, init_zero=KAIMING_ZERO, init_attn=None):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_heads, self.dropout, self.skip_scale, self.adaptive_scale = num_heads, dropout, skip_scale, adaptive_scale
@@ -144,8 +162,9 @@ class PositionalEmbedding(nn.Module):
         self.frequencies, self.endpoint = channels // 2, endpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        exponents = torch.arange(self.frequencies, dtype=torch.float32, device=x.device) / (self.frequencies - self.endpoint)
-        angles = torch.outer(x, (1 / 10000) ** exponents)
+        exponents = torch.arange(self.frequencies, dtype=torch.float32,
+                                 device=x.device) / (self.frequencies - self.endpoint)
+        angles = torch.outer(x, (1 / 10000)**exponents)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

@@ -5,111 +5,147 @@ Logits come as a list with one tensor (N,L) per backbone, as `ProjectedDiscrimin
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gdd.sampling import ladder_sigma
+from gdd.sampling import Denoise, ladder_sigma
 
 
-def edm_loss(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None = None, *,
-             sigma_data: float = 0.5) -> Tensor:  # fmt: skip
-    """Karras et al. 2022, eq. 2 and table 1: weighted squared error of D(x + sigma noise; sigma), summed over pixels, (N,)."""
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    error = denoise(x + sigma.view(-1, 1, 1, 1) * noise, sigma, labels) - x
+def edm_loss(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, noise: Tensor,
+             labels: Tensor | None = None, *, sigma_data: float = 0.5) -> Tensor:
+    """Karras et al. 2022, eq. 2 and table 1: weighted squared error of D(x + sigma noise; sigma),
+    summed over pixels, (N,)."""
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
+    error = denoise(x + column(sigma) * noise, sigma, labels) - x
     return weight * error.square().sum(dim=(1, 2, 3))
 
 
-def draw_sigma(n: int, generator: torch.Generator, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+def draw_sigma(n: int, generator: torch.Generator, *, mean: float = -1.2,
+               std: float = 1.2) -> Tensor:
     """Training noise levels (n,): ln sigma ~ N(-1.2, 1.2^2)."""
     return (torch.randn(n, generator=generator) * std + mean).exp()
 
 
 def generator_loss(fake_logits: Sequence[Tensor], kind: str = "non-saturating") -> Tensor:
-    """softplus(-l_fake), or for `hinge` -l_fake; l is the mean logit of an image over one backbone; summed over backbones."""
-    means = [logits.mean(dim=1) for logits in fake_logits]
-    return torch.stack([-mean if kind == "hinge" else F.softplus(-mean) for mean in means]).sum(dim=0)
+    """softplus(-l), or for `hinge` -l, of every logit l of the fakes: mean over an image's logits,
+    summed over backbones; (N,). The mean stands outside softplus."""
+    values = [-l if kind == "hinge" else F.softplus(-l) for l in fake_logits]
+    return torch.stack([value.mean(dim=1) for value in values]).sum(dim=0)
 
 
-def discriminator_loss(logits: Sequence[Tensor], real: bool, kind: str = "non-saturating") -> Tensor:
-    """softplus(-l) on real images and softplus(l) on fakes, or for `hinge` relu(1 - l) and relu(1 + l); summed over backbones."""
-    means = [-x.mean(dim=1) if real else x.mean(dim=1) for x in logits]
-    return torch.stack([F.relu(1 + mean) if kind == "hinge" else F.softplus(mean) for mean in means]).sum(dim=0)
+def discriminator_loss(logits: Sequence[Tensor],
+                       real: bool,
+                       kind: str = "non-saturating") -> Tensor:
+    """softplus(-l) of every logit on real images and softplus(l) on fakes, or for `hinge`
+    relu(1 - l) and relu(1 + l): mean over an image's logits, summed over backbones; (N,)."""
+    signed = [-l if real else l for l in logits]
+    values = [F.relu(1 + l) if kind == "hinge" else F.softplus(l) for l in signed]
+    return torch.stack([value.mean(dim=1) for value in values]).sum(dim=0)
 
 
 def r1_penalty(real_logits: Sequence[Tensor], real: Tensor) -> Tensor:
-    """|d sum(logits) / d image|^2 on real images (Mescheder et al. 2018), (N,), before gamma/2; `real` must require grad."""
+    """|d sum(logits) / d image|^2 on real images (Mescheder et al. 2018), (N,), before gamma/2;
+    `real` must require grad."""
     total = torch.stack([logits.sum() for logits in real_logits]).sum()
-    (gradient,) = torch.autograd.grad(total, real, create_graph=True)
+    (gradient, ) = torch.autograd.grad(total, real, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def consistency_loss(student: Callable[..., Tensor], teacher: Callable[..., Tensor],
-                     distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, noise: Tensor, index: Tensor, ladder: Tensor,
-                     labels: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Consistency distillation (METHOD section 5) between neighbours of `ladder`, ascending sigma(0..N); (N,).
-
-    `index` (N,) holds each image's t in 2..N. One teacher Heun step goes t -> t-1; the target is the student's answer
-    there, or at t-1 = 1 the teacher's Heun step to sigma(0); the prediction is the student's answer at t.
-    """
-    sigma, middle = ladder[index], ladder[index - 1]
-    noisy = x + sigma.view(-1, 1, 1, 1) * noise
-    with torch.no_grad():
-        stepped = heun_step(teacher, noisy, sigma, middle, labels)
-        target = student(stepped, middle, labels)
-        finished = heun_step(teacher, stepped, middle, ladder[0].expand_as(middle), labels)
-        target = torch.where((index == 2).view(-1, 1, 1, 1), finished, target)
-    return distance(student(noisy, sigma, labels), target)
-
-
-def progressive_loss(student: Callable[..., Tensor], teacher: Callable[..., Tensor],
-                     distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, noise: Tensor, uniform: Tensor, steps: int,
-                     labels: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Progressive distillation, all its levels at once (Salimans & Ho 2022; METHOD section 5); (N,).
-
-    A level of m = 2^k coarse steps, 2m <= `steps`, and a step t -> s of it are drawn from `uniform` (3,N). Two half steps
-    through the midpoint, of the teacher on the finest level and of the student above it, say where one step should end; the
-    target is the x0 that takes it there.
-    """
-    levels = int(math.log2(steps))
-    coarse = 2.0 ** (uniform[0] * levels).floor()  # m
-    t = (uniform[1] * coarse).floor() + 1
-    sigma_t, sigma_u, sigma_s = (ladder_sigma(r / coarse) for r in (t, t - 0.5, t - 1))
-    noisy = x + sigma_t.view(-1, 1, 1, 1) * noise
-    with torch.no_grad():
-        finest = (2 * coarse >= 2**levels).view(-1, 1, 1, 1)
-        at = noisy
-        for here, there in ((sigma_t, sigma_u), (sigma_u, sigma_s)):
-            of_teacher = teacher(at, here, labels, target_sigma=there)
-            at = torch.where(finest, of_teacher, student(at, here, labels, target_sigma=there))
-        ratio = (sigma_s / sigma_t).view(-1, 1, 1, 1)
-        target = (at - ratio * noisy) / (1 - ratio)
-    return distance(student(noisy, sigma_t, labels), target)
-
-
-def trajectory_loss(student: Callable[..., Tensor], teacher: Callable[..., Tensor],
-                    distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, noise: Tensor, uniform: Tensor, steps: int,
-                    labels: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Consistency trajectory (Kim et al. 2023): a jump t -> s agrees with a teacher's Heun step t -> u and a jump u -> s; (N,).
-
-    t in 2..`steps`, u = t - 1 and s in 0..u are drawn from `uniform` (3,N). Both ends at s are compared as the images the student
-    makes of them.
-    """
-    t = (uniform[0] * (steps - 1)).floor() + 2
-    s = (uniform[1] * t).floor()
-    sigma_t, sigma_u, sigma_s = (ladder_sigma(r / steps) for r in (t, t - 1, s))
-    noisy = x + sigma_t.view(-1, 1, 1, 1) * noise
-    with torch.no_grad():
-        stepped = heun_step(teacher, noisy, sigma_t, sigma_u, labels)
-        target = student(student(stepped, sigma_u, labels, target_sigma=sigma_s), sigma_s, labels)
-    return distance(student(student(noisy, sigma_t, labels, target_sigma=sigma_s), sigma_s, labels), target)
-
-
-def heun_step(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, target: Tensor, labels: Tensor | None = None) -> Tensor:
+def heun_step(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, target: Tensor,
+              labels: Tensor | None = None) -> Tensor:
     """One step of EDM Algorithm 2 with per-image levels (N,); `target` must be above 0."""
-    sigma_, target_ = sigma.view(-1, 1, 1, 1), target.view(-1, 1, 1, 1)
+    sigma_, target_ = column(sigma), column(target)
     slope = (x - denoise(x, sigma, labels)) / sigma_
     euler = x + (target_ - sigma_) * slope
     slope_next = (euler - denoise(euler, target, labels)) / target_
     return x + (target_ - sigma_) * (slope + slope_next) / 2
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What the instance-level losses share: student, teacher, a distance of images (N,), and the
+    `steps` N of the ladder sigma(0..N), whose last level is 0.002."""
+
+    student: Denoise
+    teacher: Denoise
+    distance: Callable[[Tensor, Tensor], Tensor]
+    steps: int
+
+    def sigma(self, index: Tensor) -> Tensor:
+        return ladder_sigma(index / self.steps)
+
+    def noisy(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return x + column(self.sigma(t)) * noise
+
+    def move(self, v: Tensor, a: Tensor, b: Tensor, labels: Tensor | None) -> Tensor:
+        """From ladder index a (N,) to b: nowhere if they are equal, over one index by the teacher's
+        Heun step, over more by the student's Euler jump."""
+        jump = self.student(v, self.sigma(a), labels, target_sigma=self.sigma(b))
+        moved = torch.where(column(a - b == 1), self.heun(v, a, b, labels), jump)
+        return torch.where(column(a == b), v, moved)
+
+    def heun(self, v: Tensor, a: Tensor, b: Tensor, labels: Tensor | None) -> Tensor:
+        return heun_step(self.teacher, v, self.sigma(a), self.sigma(b), labels)
+
+    def compare(self, noisy: Tensor, t: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+        """Distance (N,) of the student's image, by one call with gradient, from the target."""
+        return self.distance(self.student(noisy, self.sigma(t), labels), target)
+
+
+def consistency_loss(models: Distillation, x: Tensor, noise: Tensor, uniform: Tensor,
+                     labels: Tensor | None = None) -> Tensor:
+    """Consistency distillation (Song et al. 2023, arXiv:2303.01469; docs/method.md, section 4): t in
+    2..N from `uniform` (3,N); the target is where a move t -> t-1 and one from there to 0 end."""
+    steps = models.steps
+    t = (uniform[0] * (steps - 1)).floor() + 2
+    noisy = models.noisy(x, noise, t)
+    with torch.no_grad():
+        target = models.move(models.heun(noisy, t, t - 1, labels), t - 1, 0 * t, labels)
+    return models.compare(noisy, t, target, labels)
+
+
+def trajectory_loss(models: Distillation, x: Tensor, noise: Tensor, uniform: Tensor,
+                    labels: Tensor | None = None) -> Tensor:
+    """Consistency trajectory distillation (Kim et al. 2023, arXiv:2310.02279; docs/method.md,
+    section 4): t in 2..N, u in 1..t-1, s in 0..u-1; the target is where t -> u -> s -> 0 ends."""
+    steps = models.steps
+    t = (uniform[0] * (steps - 1)).floor() + 2
+    u = (uniform[1] * (t - 1)).floor() + 1
+    s = (uniform[2] * u).floor()
+    noisy = models.noisy(x, noise, t)
+    with torch.no_grad():
+        at = models.move(models.move(noisy, t, u, labels), u, s, labels)
+        target = models.move(at, s, 0 * s, labels)
+    return models.compare(noisy, t, target, labels)
+
+
+def progressive_loss(models: Distillation, x: Tensor, noise: Tensor, uniform: Tensor,
+                     labels: Tensor | None = None) -> Tensor:
+    """Progressive distillation, all its levels at once (Salimans & Ho 2022, arXiv:2202.00512;
+    docs/method.md, section 4).
+
+    A grid of m = 2^k coarse steps, 2m <= N, and a step t -> s of it are drawn from `uniform` (3,N).
+    The target is the x0 whose Euler jump t -> s ends where two half steps end: the teacher's Heun
+    steps on the finest grid, the student's jumps on those above it.
+    """
+    levels = int(math.log2(models.steps))
+    m = 2.0**(uniform[0] * levels).floor()
+    t = (uniform[1] * m).floor() + 1
+    sigma_t, sigma_u, sigma_s = (ladder_sigma(r / m) for r in (t, t - 0.5, t - 1))
+    noisy = x + column(sigma_t) * noise
+    with torch.no_grad():
+        finest, at = column(2 * m >= 2**levels), noisy
+        for here, there in ((sigma_t, sigma_u), (sigma_u, sigma_s)):
+            heun = heun_step(models.teacher, at, here, there, labels)
+            at = torch.where(finest, heun, models.student(at, here, labels, target_sigma=there))
+        ratio = column(sigma_s / sigma_t)
+        target = (at - ratio * noisy) / (1 - ratio)
+    return models.distance(models.student(noisy, sigma_t, labels), target)
+
+
+def column(x: Tensor) -> Tensor:
+    """(N,) -> (N,1,1,1), to go with images."""
+    return x.view(-1, 1, 1, 1)

@@ -1,8 +1,10 @@
-"""From unit noise to images: EDM's sigma ladder, its Heun and Euler solvers, one-step to K-step generators.
+"""From unit noise to images: EDM's sigma ladder, its Heun and Euler solvers, one-step to K-step
+generators.
 
-Every sampler takes a denoiser, unit latents (N,C,H,W) and keywords, and returns images (N,C,H,W) in float32.
-`generate` draws latents and labels from one random stream per image, so image k is a function of the weights, the
-seed and the label alone: not of batch size, device or world size. Streams are drawn on the CPU, everywhere.
+Every sampler takes a denoiser, unit latents (N,C,H,W) and keywords, and returns images (N,C,H,W) in
+float32. `generate` draws latents and labels from one random stream per image, so image k is a
+function of the weights, the seed and the label alone: not of batch size, device or world size.
+Streams are drawn on the CPU, everywhere.
 """
 
 from collections import deque
@@ -22,34 +24,40 @@ Denoise = Callable[..., Tensor]
 Position = TypeVar("Position", float, Tensor)
 
 
-def sigma_ladder(steps: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
-    """EDM eq. 5: `steps` noise levels from sigma_max down to sigma_min, then 0; float64, shape (steps + 1,).
+def sigma_ladder(steps: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX,
+                 rho: float = RHO) -> Tensor:
+    """EDM eq. 5: `steps` noise levels from sigma_max down to sigma_min, then 0; float64, shape
+    (steps + 1,).
 
     One step is defined as sigma_max, 0: the formula itself divides by zero there.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
     ramp = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    low, high = sigma_min**(1 / rho), sigma_max**(1 / rho)
+    return torch.cat([(high + ramp * (low - high))**rho, torch.zeros(1, dtype=torch.float64)])
 
 
 def generator_ladder(steps: int) -> Tensor:
-    """The K-step generator's levels sigma(r), r = K/K ... 0/K: 80 first, 0.002 last; float64, shape (steps + 1,)."""
+    """The K-step generator's levels sigma(r), r = K/K ... 0/K: 80 first, 0.002 last; float64, shape
+    (steps + 1,)."""
     return sigma_ladder(steps + 1)[:-1]
 
 
 def ladder_sigma(r: Position) -> Position:
     """The generator's level sigma(r), 80 at r = 1 and 0.002 at r = 0, of any position in [0,1]."""
-    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
-    return (low + r * (high - low)) ** RHO
+    low, high = SIGMA_MIN**(1 / RHO), SIGMA_MAX**(1 / RHO)
+    return (low + r * (high - low))**RHO
 
 
-def draw_latents(seeds: Sequence[int], shape: Sequence[int], label_dim: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Unit noise (N,*shape) and, if `label_dim`, class indices (N,), each image from its own seeded stream."""
+def draw_latents(seeds: Sequence[int], shape: Sequence[int],
+                 label_dim: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Unit noise (N,*shape) and, if `label_dim`, class indices (N,), each image from its own seeded
+    stream."""
     streams = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]
     latents = torch.stack([torch.randn(tuple(shape), generator=stream) for stream in streams])
-    labels = torch.cat([torch.randint(label_dim, (1,), generator=stream) for stream in streams]) if label_dim else None
+    labels = torch.cat([torch.randint(label_dim, (1, ), generator=stream)
+                        for stream in streams]) if label_dim else None
     return latents, labels
 
 
@@ -63,12 +71,14 @@ class Step:
     x0_hat: Tensor = field(repr=False)
 
 
-def solve(denoise: Denoise, latents: Tensor, *, steps: int = 18, labels: Tensor | None = None, second_order: bool = True,
-          sigmas: Tensor | None = None) -> Iterator[Step]:  # fmt: skip
-    """EDM Algorithm 2, deterministic, float64 state: yields each `Step` right after its first network call.
+def solve(denoise: Denoise, latents: Tensor, *, steps: int = 18, labels: Tensor | None = None,
+          second_order: bool = True, sigmas: Tensor | None = None) -> Iterator[Step]:
+    """EDM Algorithm 2, deterministic, float64 state: yields each `Step` right after its first
+    network call.
 
-    The last item is the finished image, as a step at sigma 0. Heun's correction (`second_order`) is skipped on the
-    last step, so N steps cost 2N - 1 calls; Euler costs N. Stopping the iteration early costs nothing.
+    The last item is the finished image, as a step at sigma 0. Heun's correction (`second_order`) is
+    skipped on the last step, so N steps cost 2N - 1 calls; Euler costs N. Stopping the iteration
+    early costs nothing.
     """
     sigmas = sigma_ladder(steps) if sigmas is None else sigmas
     levels = sigmas.tolist()
@@ -86,18 +96,23 @@ def solve(denoise: Denoise, latents: Tensor, *, steps: int = 18, labels: Tensor 
     yield Step(len(levels) - 1, 0.0, x, x0_hat)
 
 
-def heun(denoise: Denoise, latents: Tensor, *, steps: int = 18, labels: Tensor | None = None) -> Tensor:
+def heun(denoise: Denoise, latents: Tensor, *, steps: int = 18,
+         labels: Tensor | None = None) -> Tensor:
     """EDM's sampler; NFE = 2 steps - 1."""
     return _last(solve(denoise, latents, steps=steps, labels=labels)).x.to(torch.float32)
 
 
-def euler(denoise: Denoise, latents: Tensor, *, steps: int = 18, labels: Tensor | None = None) -> Tensor:
+def euler(denoise: Denoise, latents: Tensor, *, steps: int = 18,
+          labels: Tensor | None = None) -> Tensor:
     """First-order solver on the same ladder; NFE = steps."""
-    return _last(solve(denoise, latents, steps=steps, labels=labels, second_order=False)).x.to(torch.float32)
+    return _last(solve(denoise, latents, steps=steps, labels=labels,
+                       second_order=False)).x.to(torch.float32)
 
 
-def chain(denoise: Denoise, latents: Tensor, sigmas: Sequence[float], *, labels: Tensor | None = None) -> Tensor:
-    """A generator that visits `sigmas` in turn and returns its last x0_hat; NFE = len(sigmas), differentiable.
+def chain(denoise: Denoise, latents: Tensor, sigmas: Sequence[float], *,
+          labels: Tensor | None = None) -> Tensor:
+    """A generator that visits `sigmas` in turn and returns its last x0_hat; NFE = len(sigmas),
+    differentiable.
 
     Between two levels the state moves along (x - x0_hat)/sigma, which is the denoiser's Euler jump.
     """
@@ -112,12 +127,15 @@ def one_step(denoise: Denoise, latents: Tensor, *, labels: Tensor | None = None)
     return chain(denoise, latents, [SIGMA_MAX], labels=labels)
 
 
-def k_step(denoise: Denoise, latents: Tensor, *, steps: int, labels: Tensor | None = None) -> Tensor:
+def k_step(denoise: Denoise, latents: Tensor, *, steps: int,
+           labels: Tensor | None = None) -> Tensor:
     """The K-step generators of Figure 2A."""
-    return chain(denoise, latents, [ladder_sigma(k / steps) for k in range(steps, 0, -1)], labels=labels)
+    return chain(denoise, latents, [ladder_sigma(k / steps) for k in range(steps, 0, -1)],
+                 labels=labels)
 
 
-def two_step(denoise: Denoise, latents: Tensor, *, middle_sigma: float = 0.8, labels: Tensor | None = None) -> Tensor:
+def two_step(denoise: Denoise, latents: Tensor, *, middle_sigma: float = 0.8,
+             labels: Tensor | None = None) -> Tensor:
     """The two-step generators of Figure 2B: 80 -> middle_sigma -> image."""
     return chain(denoise, latents, [SIGMA_MAX, middle_sigma], labels=labels)
 
@@ -127,12 +145,14 @@ def _last(steps: Iterator[Step]) -> Step:
 
 
 def sampler_of(config: TrainConfig) -> str:
-    """What a run's network is sampled with: a teacher by EDM's 18 steps, a generator as it was trained."""
+    """What a run's network is sampled with: a teacher by EDM's 18 steps, a generator as it was
+    trained."""
     return "heun:18" if config.objective == "edm" else config.sampler
 
 
 def parse_sampler(spec: str) -> Callable[..., Tensor]:
-    """`heun:18`, `euler:18`, `one-step`, `k-step:4` or `two-step:0.8` as a function of (denoise, latents, labels=)."""
+    """`heun:18`, `euler:18`, `one-step`, `k-step:4` or `two-step:0.8` as a function of (denoise,
+    latents, labels=)."""
     name, _, value = spec.partition(":")
     try:
         if name == "heun":
@@ -156,11 +176,12 @@ def parse_sampler(spec: str) -> Callable[..., Tensor]:
 
 
 @torch.inference_mode()
-def generate(denoiser, seeds: Sequence[int], *, sampler: str = "heun:18", labels: Tensor | None = None,
-             batch_size: int = 256) -> Iterator[Tensor]:  # fmt: skip
+def generate(denoiser, seeds: Sequence[int], *, sampler: str = "heun:18",
+             labels: Tensor | None = None, batch_size: int = 256) -> Iterator[Tensor]:
     """Yield images (n,C,H,W) float32 on the denoiser's device, batch by batch, one image per seed.
 
-    `labels` (N,) asks for classes; a conditional denoiser without them draws each label from the image's own stream.
+    `labels` (N,) asks for classes; a conditional denoiser without them draws each label from the
+    image's own stream.
     """
     sample = parse_sampler(sampler)
     device = next(denoiser.parameters()).device
@@ -170,4 +191,5 @@ def generate(denoiser, seeds: Sequence[int], *, sampler: str = "heun:18", labels
         batch = slice(start, start + batch_size)
         latents, drawn = draw_latents(seeds[batch], shape, denoiser.label_dim)
         asked = drawn if labels is None else labels[batch]
-        yield sample(denoiser, latents.to(device), labels=None if asked is None else asked.to(device))
+        yield sample(denoiser, latents.to(device),
+                     labels=None if asked is None else asked.to(device))

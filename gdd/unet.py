@@ -1,10 +1,12 @@
 """The UNets of EDM: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM), written afresh.
 
-Block names are addresses (`enc.8x8_block0`, `dec.16x16_up`) and parameter names those of the public EDM checkpoints, so an
-activation study gets its row labels, and a converted checkpoint its weights, for free.
+Block names are addresses (`enc.8x8_block0`, `dec.16x16_up`) and parameter names those of the public
+EDM checkpoints, so an activation study gets its row labels, and a converted checkpoint its weights,
+for free.
 
-Sources: Karras et al. 2022 (arXiv:2206.00364) appendix F.2; Song et al. 2021 (arXiv:2011.13456); Dhariwal & Nichol 2021
-(arXiv:2105.05233). Shapes: N images, C channels, H = W pixels, E embedding channels.
+Sources: Karras et al. 2022 (arXiv:2206.00364) appendix F.2; Song et al. 2021 (arXiv:2011.13456);
+Dhariwal & Nichol 2021 (arXiv:2105.05233). Shapes: N images, C channels, H = W pixels, E embedding
+channels.
 """
 
 import math
@@ -28,7 +30,7 @@ from gdd.layers import (
     PositionalEmbedding,
     UNetBlock,
     drop_labels,
-)  # fmt: skip
+)
 
 
 def _choice(argument: str, value: str, allowed: Sequence[str]) -> None:
@@ -37,32 +39,40 @@ def _choice(argument: str, value: str, allowed: Sequence[str]) -> None:
 
 
 class SongUNet(nn.Module):
-    """DDPM++ (positional, standard, standard, [1,1]) and NCSN++ (fourier, residual, standard, [1,3,3,1]).
+    """DDPM++ (positional, standard, standard, [1,1]) and NCSN++ (fourier, residual, standard,
+    [1,3,3,1]).
 
-    Args: `x` (N,C,H,W), `noise_labels` (N,), `class_labels` (N,label_dim), `augment_labels` (N,augment_dim).
+    Args: `x` (N,C,H,W), `noise_labels` (N,), `class_labels` (N,label_dim), `augment_labels`
+    (N,augment_dim).
     """
 
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, *, label_dim: int = 0, augment_dim: int = 0,
-                 model_channels: int = 128, channel_mult: Sequence[float] = (1, 2, 2, 2), channel_mult_emb: int = 4,
-                 num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,), dropout: float = 0.10,
-                 label_dropout: float = 0.0, embedding_type: str = "positional", channel_mult_noise: int = 1,
+    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, *,
+                 label_dim: int = 0, augment_dim: int = 0, model_channels: int = 128,
+                 channel_mult: Sequence[float] = (1, 2, 2, 2), channel_mult_emb: int = 4,
+                 num_blocks: int = 4, attn_resolutions: Sequence[int] = (16, ),
+                 dropout: float = 0.10, label_dropout: float = 0.0,
+                 embedding_type: str = "positional", channel_mult_noise: int = 1,
                  encoder_type: str = "standard", decoder_type: str = "standard",
-                 resample_filter: Sequence[int] = (1, 1)):  # fmt: skip
+                 resample_filter: Sequence[int] = (1, 1)):
         super().__init__()
         _choice("embedding_type", embedding_type, ("positional", "fourier"))
         _choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
         _choice("decoder_type", decoder_type, ("standard", "skip"))
         self.label_dropout = label_dropout
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
-        block: dict[str, Any] = dict(emb_channels=emb_channels, dropout=dropout, skip_scale=math.sqrt(0.5), eps=1e-6,
-                                     adaptive_scale=False, resample_filter=resample_filter, resample_proj=True, init=XAVIER,
-                                     init_zero=XAVIER_NEAR_ZERO, init_attn=XAVIER_ATTENTION)  # fmt: skip
+        block: dict[str,
+                    Any] = dict(emb_channels=emb_channels, dropout=dropout,
+                                skip_scale=math.sqrt(0.5), eps=1e-6, adaptive_scale=False,
+                                resample_filter=resample_filter, resample_proj=True, init=XAVIER,
+                                init_zero=XAVIER_NEAR_ZERO, init_attn=XAVIER_ATTENTION)
         resample: dict[str, Any] = dict(resample_filter=resample_filter)
 
         fourier = embedding_type == "fourier"
-        self.map_noise = FourierEmbedding(noise_channels) if fourier else PositionalEmbedding(noise_channels, endpoint=True)
+        self.map_noise = FourierEmbedding(noise_channels) if fourier else PositionalEmbedding(
+            noise_channels, endpoint=True)
         self.map_label = Linear(label_dim, noise_channels, init=XAVIER) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, init=XAVIER, bias=False) if augment_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, init=XAVIER,
+                                  bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise_channels, emb_channels, init=XAVIER)
         self.map_layer1 = Linear(emb_channels, emb_channels, init=XAVIER)
 
@@ -76,15 +86,18 @@ class SongUNet(nn.Module):
             else:
                 self.enc[f"{res}x{res}_down"] = UNetBlock(channels, channels, down=True, **block)
                 if encoder_type == "skip":
-                    self.enc[f"{res}x{res}_aux_down"] = Conv2d(aux_channels, aux_channels, 0, down=True, **resample)
+                    self.enc[f"{res}x{res}_aux_down"] = Conv2d(aux_channels, aux_channels, 0,
+                                                               down=True, **resample)
                     self.enc[f"{res}x{res}_aux_skip"] = Conv2d(aux_channels, channels, 1)
                 if encoder_type == "residual":
-                    fused = Conv2d(aux_channels, channels, 3, down=True, fused_resample=True, **resample)
+                    fused = Conv2d(aux_channels, channels, 3, down=True, fused_resample=True,
+                                   **resample)
                     self.enc[f"{res}x{res}_aux_residual"] = fused
                     aux_channels = channels
             for idx in range(num_blocks):
                 width, heads = int(model_channels * mult), int(res in attn_resolutions)
-                self.enc[f"{res}x{res}_block{idx}"] = UNetBlock(channels, width, num_heads=heads, **block)
+                self.enc[f"{res}x{res}_block{idx}"] = UNetBlock(channels, width, num_heads=heads,
+                                                                **block)
                 channels = width
         skips: list[Any] = [module.out_channels for n, module in self.enc.items() if "aux" not in n]
 
@@ -97,16 +110,21 @@ class SongUNet(nn.Module):
             else:
                 self.dec[f"{res}x{res}_up"] = UNetBlock(channels, channels, up=True, **block)
             for idx in range(num_blocks + 1):
-                width, heads = int(model_channels * mult), int(idx == num_blocks and res in attn_resolutions)
-                self.dec[f"{res}x{res}_block{idx}"] = UNetBlock(channels + skips.pop(), width, num_heads=heads, **block)
+                width, heads = int(model_channels * mult), int(idx == num_blocks
+                                                               and res in attn_resolutions)
+                self.dec[f"{res}x{res}_block{idx}"] = UNetBlock(channels + skips.pop(), width,
+                                                                num_heads=heads, **block)
                 channels = width
             if decoder_type == "skip" or level == 0:
                 if decoder_type == "skip" and level < len(channel_mult) - 1:
-                    self.dec[f"{res}x{res}_aux_up"] = Conv2d(out_channels, out_channels, 0, up=True, **resample)
+                    self.dec[f"{res}x{res}_aux_up"] = Conv2d(out_channels, out_channels, 0, up=True,
+                                                             **resample)
                 self.dec[f"{res}x{res}_aux_norm"] = GroupNorm(channels, eps=1e-6)
-                self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, out_channels, 3, init=XAVIER_NEAR_ZERO)
+                self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, out_channels, 3,
+                                                           init=XAVIER_NEAR_ZERO)
 
-    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None,
+              augment_labels: Tensor | None) -> Tensor:
         emb = self.map_noise(noise_labels)
         emb = torch.cat(emb.chunk(2, dim=1)[::-1], dim=1)  # the checkpoints expect sines first
         if self.map_label is not None and class_labels is not None:
@@ -117,7 +135,7 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))  # (N,E)
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None,
-                augment_labels: Tensor | None = None) -> Tensor:  # fmt: skip
+                augment_labels: Tensor | None = None) -> Tensor:
         emb = self.embed(noise_labels, class_labels, augment_labels)
         skips: list[Tensor] = []
         aux = x
@@ -141,28 +159,34 @@ class SongUNet(nn.Module):
             elif "aux_conv" in name:
                 image = image + module(F.silu(normed))
             else:
-                x = module(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x, emb)
+                x = module(
+                    torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x,
+                    emb)
         return image
 
 
 class DhariwalUNet(nn.Module):
-    """ADM: adaptive scale and shift in every block, attention heads of 64 channels. Arguments as `SongUNet`."""
+    """ADM: adaptive scale and shift in every block, attention heads of 64 channels. Arguments as
+    `SongUNet`."""
 
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, *, label_dim: int = 0, augment_dim: int = 0,
-                 model_channels: int = 192, channel_mult: Sequence[float] = (1, 2, 3, 4), channel_mult_emb: int = 4,
-                 num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8), dropout: float = 0.10,
-                 label_dropout: float = 0.0):  # fmt: skip
+    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, *,
+                 label_dim: int = 0, augment_dim: int = 0, model_channels: int = 192,
+                 channel_mult: Sequence[float] = (1, 2, 3, 4), channel_mult_emb: int = 4,
+                 num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8),
+                 dropout: float = 0.10, label_dropout: float = 0.0):
         super().__init__()
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         block: dict[str, Any] = dict(emb_channels=emb_channels, dropout=dropout)
 
         self.map_noise = PositionalEmbedding(model_channels)
-        self.map_augment = Linear(augment_dim, model_channels, init=KAIMING_ZERO, bias=False) if augment_dim else None
+        self.map_augment = Linear(augment_dim, model_channels, init=KAIMING_ZERO,
+                                  bias=False) if augment_dim else None
         self.map_layer0 = Linear(model_channels, emb_channels, init=KAIMING)
         self.map_layer1 = Linear(emb_channels, emb_channels, init=KAIMING)
         init = ("kaiming_normal", math.sqrt(label_dim), 0.0)
-        self.map_label = Linear(label_dim, emb_channels, init=init, bias=False) if label_dim else None
+        self.map_label = Linear(label_dim, emb_channels, init=init,
+                                bias=False) if label_dim else None
 
         self.enc = nn.ModuleDict()
         channels = int(model_channels * channel_mult[0])
@@ -175,7 +199,8 @@ class DhariwalUNet(nn.Module):
             for idx in range(num_blocks):
                 width = int(model_channels * mult)
                 heads = width // 64 if res in attn_resolutions else 0
-                self.enc[f"{res}x{res}_block{idx}"] = UNetBlock(channels, width, num_heads=heads, **block)
+                self.enc[f"{res}x{res}_block{idx}"] = UNetBlock(channels, width, num_heads=heads,
+                                                                **block)
                 channels = width
         skips: list[Any] = [module.out_channels for module in self.enc.values()]
 
@@ -183,20 +208,22 @@ class DhariwalUNet(nn.Module):
         for level, mult in reversed(list(enumerate(channel_mult))):
             res = img_resolution >> level
             if level == len(channel_mult) - 1:
-                self.dec[f"{res}x{res}_in0"] = UNetBlock(channels, channels, num_heads=channels // 64, **block)
+                self.dec[f"{res}x{res}_in0"] = UNetBlock(channels, channels,
+                                                         num_heads=channels // 64, **block)
                 self.dec[f"{res}x{res}_in1"] = UNetBlock(channels, channels, **block)
             else:
                 self.dec[f"{res}x{res}_up"] = UNetBlock(channels, channels, up=True, **block)
             for idx in range(num_blocks + 1):
                 width = int(model_channels * mult)
                 heads = width // 64 if res in attn_resolutions else 0
-                self.dec[f"{res}x{res}_block{idx}"] = UNetBlock(channels + skips.pop(), width, num_heads=heads, **block)
+                self.dec[f"{res}x{res}_block{idx}"] = UNetBlock(channels + skips.pop(), width,
+                                                                num_heads=heads, **block)
                 channels = width
         self.out_norm = GroupNorm(channels)
         self.out_conv = Conv2d(channels, out_channels, 3, init=KAIMING_ZERO)
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None,
-                augment_labels: Tensor | None = None) -> Tensor:  # fmt: skip
+                augment_labels: Tensor | None = None) -> Tensor:
         emb = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
@@ -210,7 +237,8 @@ class DhariwalUNet(nn.Module):
             x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
             skips.append(x)
         for module in self.dec.values():
-            x = module(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x, emb)
+            x = module(
+                torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x, emb)
         return self.out_conv(F.silu(self.out_norm(x)))
 
 

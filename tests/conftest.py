@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from gdd.backbones import DigitsBackbone
-from gdd.data import load_digits
+from gdd.data.images import load_digits
 from gdd.denoiser import Denoiser
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"  # of the project's own machines; a user does not have it
-TINY = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1,
-            attn_resolutions=[4], dropout=0.0)  # fmt: skip
-
+# of the project's own machines; a user does not have it
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TINY = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8,
+            channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.0)
 
 torch.set_num_threads(1)  # tiny networks gain nothing from more, and suffer where cores are shared
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the commands that tests start
@@ -23,7 +23,8 @@ def _seeded():
 
 
 def small_denoiser():
-    """An untrained denoiser whose zero-initialised layers are shaken, so that nothing hides behind zeros."""
+    """An untrained denoiser whose zero-initialised layers are shaken, so that nothing hides behind
+    zeros."""
     torch.manual_seed(0)
     denoiser = Denoiser.from_config(TINY)
     for parameter in denoiser.parameters():

@@ -1,7 +1,9 @@
-"""Writes network pickles shaped like NVIDIA's: persistent objects with source text and attributes, from networks of ours.
+"""Writes network pickles shaped like NVIDIA's: persistent objects with source text and attributes,
+from networks of ours.
 
-The layout is that of EDM's `torch_utils/persistence.py`, version 6; the writer is our own, so what it proves is that the reader
-takes this layout. The source text in every file would stop the interpreter that ran it.
+The layout is that of EDM's `torch_utils/persistence.py`, version 6; the writer is our own, so what
+it proves is that the reader takes this layout. The source text in every file would stop the
+interpreter that ran it.
 """
 
 import pickle
@@ -49,50 +51,85 @@ class Persistent:
         self.meta = EasyDict(meta) if easy else meta
 
     def __reduce__(self):
-        return _reconstruct_persistent_obj, (self.meta,), None
+        return _reconstruct_persistent_obj, (self.meta, ), None
 
 
 def persistent(module: nn.Module, *, dtype=None, **kwargs):
-    """A module of ours as a persistent object: the same attributes, with children converted and parameters kept."""
+    """A module of ours as a persistent object: the same attributes, with children converted and
+    parameters kept."""
     state = dict(module.__dict__)
-    state["_modules"] = OrderedDict((name, _child(child, dtype)) for name, child in module._modules.items())
-    for group, wrap in (("_parameters", lambda t: nn.Parameter(t, requires_grad=False)), ("_buffers", lambda t: t)):
-        state[group] = {k: None if t is None else wrap(t.detach().clone().to(dtype or t.dtype)) for k, t in state[group].items()}
-    return Persistent(type(module).__name__, state | {"_init_args": (), "_init_kwargs": kwargs, "skip_scale": np.sqrt(0.5)})
+    state["_modules"] = OrderedDict(
+        (name, _child(child, dtype)) for name, child in module._modules.items())
+    for group, wrap in (("_parameters", lambda t: nn.Parameter(t, requires_grad=False)),
+                        ("_buffers", lambda t: t)):
+        state[group] = {
+            k: None if t is None else wrap(t.detach().clone().to(dtype or t.dtype))
+            for k, t in state[group].items()
+        }
+    return Persistent(
+        type(module).__name__, state | {
+            "_init_args": (),
+            "_init_kwargs": kwargs,
+            "skip_scale": np.sqrt(0.5)
+        })
 
 
 def _child(module, dtype):
     if not isinstance(module, nn.ModuleDict):
         return persistent(module, dtype=dtype)
     container = nn.ModuleDict()
-    container.__dict__["_modules"] = OrderedDict((name, _child(child, dtype)) for name, child in module._modules.items())
+    container.__dict__["_modules"] = OrderedDict(
+        (name, _child(child, dtype)) for name, child in module._modules.items())
     return container
 
 
 def network(denoiser: Denoiser, *, dtype=None, class_name=None):
-    """EDMPrecond, or GDDPrecond for a denoiser with epsilon, as NVIDIA's code would hand it to pickle."""
+    """EDMPrecond, or GDDPrecond for a denoiser with epsilon, as NVIDIA's code would hand it to
+    pickle."""
     config = denoiser.config
     wrapped = nn.Module()
     wrapped.model = denoiser.model
     made = persistent(wrapped, dtype=dtype, **config)
-    attributes = {name: config[name] for name in PRECOND_ARGUMENTS if name in config and name != "model_type"}
-    made.meta["state"] |= attributes | ({"eps": denoiser.epsilon, "counter": 0} if denoiser.epsilon else {})
+    attributes = {
+        name: config[name]
+        for name in PRECOND_ARGUMENTS if name in config and name != "model_type"
+    }
+    made.meta["state"] |= attributes | ({
+        "eps": denoiser.epsilon,
+        "counter": 0
+    } if denoiser.epsilon else {})
     made.meta["class_name"] = class_name or ("GDDPrecond" if denoiser.epsilon else "EDMPrecond")
     return made
 
 
 def write(path, denoiser, *, protocol=4, entry="ema", **options):
     """A snapshot file with the extra entries EDM's training loop writes."""
-    augment = Persistent("AugmentPipe", {"p": 0.12, "xflip": 1e8, "_init_args": (), "_init_kwargs": {"p": 0.12}})
-    loss = Persistent("EDMLoss", {"P_mean": -1.2, "P_std": np.float64(1.2), "taps": np.arange(3.0)}, easy=True)
-    content = {entry: network(denoiser, **options), "loss_fn": loss, "augment_pipe": augment,
-               "dataset_kwargs": EasyDict(path="data.zip", resolution=32, labels=np.int64(0))}  # fmt: skip
+    augment = Persistent("AugmentPipe", {
+        "p": 0.12,
+        "xflip": 1e8,
+        "_init_args": (),
+        "_init_kwargs": {
+            "p": 0.12
+        }
+    })
+    loss = Persistent("EDMLoss", {
+        "P_mean": -1.2,
+        "P_std": np.float64(1.2),
+        "taps": np.arange(3.0)
+    }, easy=True)
+    content = {
+        entry: network(denoiser, **options),
+        "loss_fn": loss,
+        "augment_pipe": augment,
+        "dataset_kwargs": EasyDict(path="data.zip", resolution=32, labels=np.int64(0))
+    }
     path.write_bytes(pickle.dumps(content, protocol))
     return path
 
 
 def rename_numpy(content: bytes) -> bytes:
-    """The same pickle as numpy 1 would have written it (protocols below 4: names are lines of text)."""
+    """The same pickle as numpy 1 would have written it (protocols below 4: names are lines of
+    text)."""
     return content.replace(b"cnumpy._core.", b"cnumpy.core.")
 
 

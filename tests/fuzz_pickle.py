@@ -1,9 +1,11 @@
 """Mutates network pickles and CIFAR-10 batches, and watches what the reader does with them.
 
-    python tests/fuzz_pickle.py SECONDS [SEED]     # prints what it tried; keeps each failure as a file in the current folder
+    python tests/fuzz_pickle.py SECONDS [SEED]     # prints what it tried; keeps each failure as a
+    file in the current folder
 
-A failure is anything but a value or a ValueError, any event that only running code causes (Python's audit hooks tell), or memory
-far beyond the file's size. With `atheris` installed, `--atheris CORPUS ...` fuzzes by coverage instead (libFuzzer's options).
+A failure is anything but a value or a ValueError, any event that only running code causes (Python's
+audit hooks tell), or memory far beyond the file's size. With `atheris` installed, `--atheris CORPUS
+...` fuzzes by coverage instead (libFuzzer's options).
 """
 
 import io
@@ -24,33 +26,54 @@ import torch
 if "--atheris" in sys.argv:
     import atheris
 
-    with atheris.instrument_imports(include=["gdd.unpickle", "gdd.edm_pickle", "pickletools"]):
-        from gdd import edm_pickle
+    with atheris.instrument_imports(
+            include=["gdd.weights.unpickle", "gdd.weights.edm_pickle", "pickletools"]):
+        from gdd.weights import edm_pickle
 else:
     atheris = None
-    from gdd import edm_pickle
+    from gdd.weights import edm_pickle
 from gdd.denoiser import Denoiser
 
-NETWORK = dict(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4, channel_mult=[1, 1], num_blocks=1,
-               attn_resolutions=[2], dropout=0.0, embedding_type="fourier")  # fmt: skip
-FORBIDDEN = ("exec", "compile", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pickle.find_class")
+NETWORK = dict(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4,
+               channel_mult=[1, 1], num_blocks=1, attn_resolutions=[2], dropout=0.0,
+               embedding_type="fourier")
+FORBIDDEN = ("exec", "compile", "os.", "subprocess.", "socket.", "shutil.", "ctypes.",
+             "pickle.find_class")
 MEMORY = 300 << 20  # bytes above the start: the files are below half a megabyte
 
 GADGETS = [
-    b"cos\nsystem\n(X\x04\x00\x00\x00truetR", b"cbuiltins\neval\n(X\x01\x00\x00\x001tR", b"ctorch\nload\n)R", b"}}b", b"Q",
-    b"csubprocess\nPopen\n)\x81", b"ctorch.storage\n_load_from_bytes\n(C\x04aaaatR", b"\x8b\xff\xff\xff\x7f", b"(((((((((((((",
-    b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", b"r\xff\xff\xff\xff", b"ccollections\nOrderedDict\n)R", b"\x93", b"\x92", b"o", b"i",
-]  # fmt: skip
+    b"cos\nsystem\n(X\x04\x00\x00\x00truetR",
+    b"cbuiltins\neval\n(X\x01\x00\x00\x001tR",
+    b"ctorch\nload\n)R",
+    b"}}b",
+    b"Q",
+    b"csubprocess\nPopen\n)\x81",
+    b"ctorch.storage\n_load_from_bytes\n(C\x04aaaatR",
+    b"\x8b\xff\xff\xff\x7f",
+    b"(((((((((((((",
+    b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"r\xff\xff\xff\xff",
+    b"ccollections\nOrderedDict\n)R",
+    b"\x93",
+    b"\x92",
+    b"o",
+    b"i",
+]
 
 
 def seeds() -> list[bytes]:
-    """Real-shaped files: a tiny network under every protocol, in both classes, and a CIFAR-10 batch."""
+    """Real-shaped files: a tiny network under every protocol, in both classes, and a CIFAR-10
+    batch."""
     torch.manual_seed(0)
     denoiser = Denoiser.from_config(NETWORK)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.pkl"
-        found = [edm_files.write(path, denoiser, protocol=protocol).read_bytes() for protocol in (2, 3, 4, 5)]
-        found.append(edm_files.write(path, denoiser.copy(epsilon=0.002), dtype=torch.float16).read_bytes())
+        found = [
+            edm_files.write(path, denoiser, protocol=protocol).read_bytes()
+            for protocol in (2, 3, 4, 5)
+        ]
+        found.append(
+            edm_files.write(path, denoiser.copy(epsilon=0.002), dtype=torch.float16).read_bytes())
     found.append(edm_files.rename_numpy(found[0]))
     found.append(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [3, 7]}, 2))
     return found
@@ -59,7 +82,8 @@ def seeds() -> list[bytes]:
 def mutate(content: bytes, rng: random.Random) -> bytes:
     """A few byte flips, cuts, repeats, gadgets, or opcode swaps."""
     data = bytearray(content)
-    starts = [position for _, _, position in pickletools.genops(content)] if rng.random() < 0.5 else None
+    starts = [position
+              for _, _, position in pickletools.genops(content)] if rng.random() < 0.5 else None
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         at = rng.choice(starts) if starts and rng.random() < 0.8 else rng.randrange(len(data))
         at = min(at, len(data) - 1)
@@ -69,12 +93,12 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
             case 1:
                 data[at] ^= 1 << rng.randrange(8)
             case 2:
-                del data[at : at + rng.choice((1, 2, 8, 100))]
+                del data[at:at + rng.choice((1, 2, 8, 100))]
             case 3:
                 data[at:at] = rng.choice(GADGETS)
             case 4:
                 other = rng.randrange(len(data))
-                data[at:at] = data[other : other + rng.choice((1, 4, 40, 400))]
+                data[at:at] = data[other:other + rng.choice((1, 4, 40, 400))]
             case 5:
                 data[at] = ord(rng.choice(pickletools.opcodes).code)
             case 6:
@@ -106,7 +130,8 @@ WATCHED = Watched()
 
 
 def attempt(content: bytes, path: Path, *, watch: bool = True) -> str:
-    """Read one file both ways; returns `read`, or the reason it was refused. Raises AssertionError on a failure."""
+    """Read one file both ways; returns `read`, or the reason it was refused. Raises AssertionError
+    on a failure."""
     path.write_bytes(content)
     outcome = "read"
     WATCHED.events.clear()
@@ -145,10 +170,13 @@ def main(seconds: float, seed: int) -> None:
             except Exception as error:
                 Path(f"found-{seed}-{tried}.pkl").write_bytes(content)
                 raise AssertionError(f"file {tried} of seed {seed}: {error!r}") from error
-            key = " ".join(word for word in outcome.replace(str(path), "").split() if not any(c.isdigit() for c in word))[:48]
+            key = " ".join(word for word in outcome.replace(str(path), "").split()
+                           if not any(c.isdigit() for c in word))[:48]
             kinds[key] = kinds.get(key, 0) + 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{tried:,} files in {seconds:g} s, {kinds.pop('read', 0):,} read, memory grew by {grown:.0f} MiB; refused as:")
+    print(
+        f"{tried:,} files in {seconds:g} s, {kinds.pop('read', 0):,} read, memory grew by {grown:.0f} MiB; refused as:"
+    )
     for key, count in sorted(kinds.items(), key=lambda item: -item[1])[:25]:
         print(f"{count:8,}  {key}")
 

@@ -6,7 +6,7 @@ from torch import nn
 from analysis import activations
 from analysis.hooks import record
 from analysis.spectrum import band_energy
-from gdd.data import to_float
+from gdd.data.images import to_float
 from gdd.sampling import draw_latents, sigma_ladder
 
 
@@ -44,17 +44,19 @@ def test_hooks_are_removed_when_the_code_inside_fails():
 def test_what_cannot_be_recorded_is_refused():
     module = InPlace()
     with (
-        pytest.raises(ValueError, match=r"'encoder\*' matches no submodule; nearest: conv"),
-        record(module, "encoder*", torch.mean),
+            pytest.raises(ValueError, match=r"'encoder\*' matches no submodule; nearest: conv"),
+            record(module, "encoder*", torch.mean),
     ):
         pass
-    with pytest.raises(RuntimeError, match="never called while recording: unused"), record(module, "*", torch.mean):
+    with pytest.raises(RuntimeError, match="never called while recording: unused"), record(
+            module, "*", torch.mean):
         module(torch.zeros(1, 1, 4, 4))
     assert hooks(module) == 0
 
 
 def test_a_compiled_module_is_refused():
-    with pytest.raises(ValueError, match="compiled"), record(torch.compile(InPlace()), "*conv", torch.mean):
+    with pytest.raises(ValueError, match="compiled"), record(torch.compile(InPlace()), "*conv",
+                                                             torch.mean):
         pass
     inside = nn.Sequential(InPlace())
     inside[0].compile()
@@ -65,7 +67,10 @@ def test_a_compiled_module_is_refused():
 def test_table_is_tidy_and_complete(tiny, digits):
     images = to_float(digits.images[:3])
     table = activations.measure(tiny, model="tiny", seeds=range(4), images=images, steps=5)
-    blocks = [name for name in [*tiny.model.enc, *tiny.model.dec] if "conv" not in name and "aux" not in name]
+    blocks = [
+        name for name in [*tiny.model.enc, *tiny.model.dec]
+        if "conv" not in name and "aux" not in name
+    ]
     assert list(table.columns) == activations.COLUMNS
     assert len(table) == 2 * 5 * len(blocks)
     assert not table.isna().any().any()
@@ -74,7 +79,9 @@ def test_table_is_tidy_and_complete(tiny, digits):
     steps = table.drop_duplicates("step").sort_values("step")["sigma"]
     assert list(steps) == pytest.approx(sigma_ladder(5)[:-1].tolist())
     order = table.drop_duplicates(["side", "block"]).sort_values(["side", "depth"])
-    assert list(order.query("side == 'encoder'")["block"]) == [name for name in tiny.model.enc if "conv" not in name]
+    assert list(order.query("side == 'encoder'")["block"]) == [
+        name for name in tiny.model.enc if "conv" not in name
+    ]
     assert (order.groupby("side")["depth"].diff().dropna() == 1).all()
 
 
@@ -82,18 +89,21 @@ def test_values_are_what_a_plain_hook_sees(tiny):
     table = activations.measure(tiny, model="tiny", seeds=range(2), steps=4, statistic="rms")
     latents, _ = draw_latents(range(2), (1, 8, 8))
     seen = []
-    handle = tiny.model.enc["4x4_down"].conv1.register_forward_hook(lambda m, i, o: seen.append(o.clone()))
+    handle = tiny.model.enc["4x4_down"].conv1.register_forward_hook(
+        lambda m, i, o: seen.append(o.clone()))
     with torch.no_grad():
         tiny(latents.double() * 80, 80.0)
     handle.remove()
     row = table.query("block == '4x4_down' and side == 'encoder' and step == 0")
-    assert row["value"].item() == pytest.approx(float(seen[0].square().mean((1, 2, 3)).sqrt().mean()), rel=1e-5)
+    assert row["value"].item() == pytest.approx(
+        float(seen[0].square().mean((1, 2, 3)).sqrt().mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("statistic", activations.statistics())
 def test_statistics_do_not_depend_on_the_batch_size(tiny, digits, statistic):
     images = to_float(digits.images[:5])
-    what = dict(model="t", seeds=range(5), images=images, steps=3, statistic=statistic, parts=("conv1", "proj"))
+    what = dict(model="t", seeds=range(5), images=images, steps=3, statistic=statistic,
+                parts=("conv1", "proj"))
     a, b = (activations.measure(tiny, **what, batch_size=size) for size in (2, 5))
     pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-6)
     assert set(a["part"]) == {"conv1", "proj"}
@@ -104,12 +114,13 @@ def test_unknown_names_are_refused(tiny):
     with pytest.raises(ValueError, match="statistic must be one of mean_abs"):
         activations.measure(tiny, model="t", statistic="median")
     with pytest.raises(ValueError, match="parts must be of conv1, proj; got conv9"):
-        activations.measure(tiny, model="t", parts=("conv9",))
+        activations.measure(tiny, model="t", parts=("conv9", ))
 
 
 def test_band_energy_finds_the_frequency():
     column = torch.arange(16) * torch.pi
-    fast = torch.cos(column).expand(1, 1, 16, 16)  # half a cycle per pixel, along one axis: radius 0.5 of 0.71
+    # half a cycle per pixel, along one axis: radius 0.5 of 0.71
+    fast = torch.cos(column).expand(1, 1, 16, 16)
     slow = torch.cos(column / 8).expand(1, 1, 16, 16)
     assert band_energy(fast)[0].tolist() == pytest.approx([0, 0, 1, 0], abs=1e-5)
     assert band_energy(slow)[0].tolist() == pytest.approx([1, 0, 0, 0], abs=1e-5)

@@ -4,13 +4,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gdd import checkpoint
 from gdd.denoiser import GENERATOR_EPSILON
 from gdd.freezing import freeze
+from gdd.weights import checkpoint
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(),
+                                          b.state_dict().values(), strict=True))
 
 
 def test_round_trip_keeps_weights_config_and_provenance(tiny, tmp_path):
@@ -50,14 +52,16 @@ def test_a_frozen_generator_is_its_teacher_and_the_rest(tiny, tmp_path):
     [
         (b"", "an empty file"),
         (b"lr = 3\nhello there\n", "a text file"),
-        (b"PK\x03\x04" + bytes(50), "a zip archive, perhaps of torch.save, which is not opened here"),
+        (b"PK\x03\x04" + bytes(50),
+         "a zip archive, perhaps of torch.save, which is not opened here"),
         (bytes(range(200, 256)), "a damaged or foreign file"),
     ],
 )
 def test_what_is_no_checkpoint(tmp_path, content, message):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"x.safetensors is not a safetensors checkpoint but {message}"):
+    with pytest.raises(ValueError,
+                       match=rf"x.safetensors is not a safetensors checkpoint but {message}"):
         checkpoint.load(path)
 
 
@@ -69,13 +73,16 @@ def test_other_bad_files(tiny, tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="of another program"):
         checkpoint.load(tmp_path / "other.safetensors")
-    checkpoint.write_tensors(tmp_path / "c.safetensors", {"w": torch.zeros(2)}, {"kind": "a classifier"})
+    checkpoint.write_tensors(tmp_path / "c.safetensors", {"w": torch.zeros(2)},
+                             {"kind": "a classifier"})
     with pytest.raises(ValueError, match="holds a classifier, not a denoiser"):
         checkpoint.load(tmp_path / "c.safetensors")
     state = {k: v for k, v in tiny.state_dict().items() if k != "model.map_layer0.bias"}
     metadata = {"network": tiny.config, "epsilon": 0.0}
     checkpoint.write_tensors(tmp_path / "d.safetensors", state, metadata)
-    with pytest.raises(ValueError, match=r"does not fit its own config: 1 tensors differ, first model.map_layer0.bias"):
+    with pytest.raises(
+            ValueError,
+            match=r"does not fit its own config: 1 tensors differ, first model.map_layer0.bias"):
         checkpoint.load(tmp_path / "d.safetensors")
     for name, metadata, message in [
         ("f", "[1]", "damaged metadata: a list"),
@@ -84,10 +91,12 @@ def test_other_bad_files(tiny, tmp_path):
         ("i", '{"network": {}, "base": "../a"}', r"Invalid name '\.\./a'"),
         ("j", '{"network": {}, "base": 5}', "needs .*5 with digest None"),
         ("k", '{"network": {}, "epsilon": "0"}', "an epsilon that is no small number: '0'"),
-        ("l", '{"network": {"img_resolution": "8", "img_channels": 1}}', "img_resolution must be one of the integers"),
+        ("l", '{"network": {"img_resolution": "8", "img_channels": 1}}',
+         "img_resolution must be one of the integers"),
         ("m", '{"network": [8]}', "not a denoiser"),
     ]:
-        save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors", {checkpoint.FORMAT: metadata})
+        save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors",
+                  {checkpoint.FORMAT: metadata})
         with pytest.raises(ValueError, match=message):
             checkpoint.load(tmp_path / f"{name}.safetensors")
     whole = tmp_path / "e.safetensors"

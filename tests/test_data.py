@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gdd.data import batch_indices, open_images, to_float, to_uint8
+from gdd.data.images import batch_indices, open_images, to_float, to_uint8
 
 
 def png(size=(8, 8), mode="RGB", value=7):
     content = io.BytesIO()
-    Image.fromarray(np.full((size[1], size[0], 3), value, np.uint8)).convert(mode).save(content, "png")
+    Image.fromarray(np.full((size[1], size[0], 3), value,
+                            np.uint8)).convert(mode).save(content, "png")
     return content.getvalue()
 
 
@@ -42,7 +43,11 @@ def test_digits(digits):
 
 
 def test_zip_and_folder_hold_the_same(tmp_path):
-    files = {f"{label}/{index}.png": png(value=10 * label + index) for label in (0, 1) for index in (0, 1)}
+    files = {
+        f"{label}/{index}.png": png(value=10 * label + index)
+        for label in (0, 1)
+        for index in (0, 1)
+    }
     for name, content in files.items():
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "f" / name).write_bytes(content)
@@ -57,14 +62,34 @@ def test_zip_and_folder_hold_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"readme.txt": b"x"}, "holds no images"),
-        ({"a.png": png(), "b.png": png((9, 8))}, r"b.png is 9x8 RGB, but a.png is 8x8 RGB"),
-        ({"a.png": png(), "b.png": png(mode="L")}, r"b.png is 8x8 grey"),
-        ({"a.png": png(mode="RGBA")}, "mode RGBA"),
-        ({"a.png": png()[:45]}, "a.png cannot be read"),
-        ({"a.png": b"hello"}, "a.png cannot be read"),
-        ({"a.png": png(), "dataset.json": b"{"}, "dataset.json"),
-        ({"a.png": png(), "dataset.json": b'{"labels": [["b.png", 0]]}'}, "no label for a.png"),
+        ({
+            "readme.txt": b"x"
+        }, "holds no images"),
+        ({
+            "a.png": png(),
+            "b.png": png((9, 8))
+        }, r"b.png is 9x8 RGB, but a.png is 8x8 RGB"),
+        ({
+            "a.png": png(),
+            "b.png": png(mode="L")
+        }, r"b.png is 8x8 grey"),
+        ({
+            "a.png": png(mode="RGBA")
+        }, "mode RGBA"),
+        ({
+            "a.png": png()[:45]
+        }, "a.png cannot be read"),
+        ({
+            "a.png": b"hello"
+        }, "a.png cannot be read"),
+        ({
+            "a.png": png(),
+            "dataset.json": b"{"
+        }, "dataset.json"),
+        ({
+            "a.png": png(),
+            "dataset.json": b'{"labels": [["b.png", 0]]}'
+        }, "no label for a.png"),
     ],
 )
 def test_bad_zips_say_what_and_where(tmp_path, files, message):
@@ -88,7 +113,7 @@ def test_every_epoch_shows_each_image_once(size, batch, seed):
     steps = -(-3 * size // batch)
     drawn = torch.cat([batch_indices(size, batch, step, seed) for step in range(steps)])
     for epoch in range(3):
-        assert sorted(drawn[epoch * size : (epoch + 1) * size].tolist()) == list(range(size))
+        assert sorted(drawn[epoch * size:(epoch + 1) * size].tolist()) == list(range(size))
 
 
 @pytest.mark.slow

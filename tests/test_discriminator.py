@@ -10,7 +10,8 @@ from gdd.discriminator import HEAD_WIDTHS, ProjectedDiscriminator
 
 @pytest.fixture(scope="module")
 def papers():
-    """The paper's CIFAR-10 discriminator over backbones of random weights: the real pretrained ones have the same shapes."""
+    """The paper's CIFAR-10 discriminator over backbones of random weights: the real pretrained ones
+    have the same shapes."""
     return ProjectedDiscriminator([TimmBackbone("vgg16_bn"), TimmBackbone("tf_efficientnet_lite0")])
 
 
@@ -52,7 +53,9 @@ def test_backbones_take_weights_from_a_file(tmp_path):
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     loaded = TimmBackbone("test_vit", tmp_path / "w.safetensors")
     kept = loaded.network.state_dict()
-    assert all(torch.equal(kept[name], value) for name, value in network.state_dict().items() if name in kept)
+    assert all(
+        torch.equal(kept[name], value) for name, value in network.state_dict().items()
+        if name in kept)
     with pytest.raises(ValueError, match="backbone no_such_net"):
         TimmBackbone("no_such_net")
     with pytest.raises(ValueError, match="backbone test_efficientnet"):
@@ -60,13 +63,16 @@ def test_backbones_take_weights_from_a_file(tmp_path):
 
 
 def test_classes_decide_the_logits(backbone):
-    discriminator = ProjectedDiscriminator([backbone], channels=(8, 8, 16, 16), head_widths={8: 16, 4: 16}, label_dim=3).eval()
+    discriminator = ProjectedDiscriminator([backbone], channels=(8, 8, 16, 16), head_widths={
+        8: 16,
+        4: 16
+    }, label_dim=3).eval()
     x, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-    (logits,) = discriminator(x, labels)
-    (plain,) = desk(backbone)(x)
+    (logits, ) = discriminator(x, labels)
+    (plain, ) = desk(backbone)(x)
     assert logits.shape == plain.shape
     discriminator.classes.weight.data[1] = 0
-    (changed,) = discriminator(x, labels)
+    (changed, ) = discriminator(x, labels)
     assert changed[1].abs().max() == 0
     assert torch.equal(changed[[0, 2, 3]], logits[[0, 2, 3]])
     with pytest.raises(ValueError, match="needs labels"):
@@ -79,7 +85,9 @@ def desk(backbone):
 
 def test_only_heads_train_and_backbones_stay_in_eval(backbone):
     discriminator = desk(backbone).train()
-    assert all(name.startswith("heads.") for name, p in discriminator.named_parameters() if p.requires_grad)
+    assert all(
+        name.startswith("heads.") for name, p in discriminator.named_parameters()
+        if p.requires_grad)
     assert any(p.requires_grad for p in discriminator.parameters())
     assert not any(module.training for module in discriminator.backbones.modules())
     assert discriminator.heads.training
@@ -91,7 +99,9 @@ def test_gradient_reaches_the_image_and_projections_are_fixed(backbone):
     x = torch.randn(3, 1, 8, 8, requires_grad=True)
     discriminator(x)[0].sum().backward()
     assert x.grad.abs().sum() > 0
-    assert all(torch.equal(a, b) for a, b in zip(before, discriminator.projections.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, discriminator.projections.parameters(), strict=True))
 
 
 def test_a_missing_head_size_is_named(backbone):

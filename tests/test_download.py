@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from gdd import download as module
-from gdd.download import ADDRESSES, download, find, place
-from gdd.presets import LPIPS, PAPER, TEACHERS
+from gdd.profiles import LPIPS, PAPER, TEACHERS
+from gdd.weights import download as module
+from gdd.weights.download import ADDRESSES, download, find, place
 
 NAME = "cifar10-32x32"
 CONTENT = bytes(range(256)) * 20_000
@@ -32,11 +32,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
+            self.send_header("Content-Range",
+                             f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("ETag", server.tag)
         self.send_header("Content-Length", str(len(server.content) - start))
         self.end_headers()
-        self.wfile.write(server.content[start : start + server.stop_after])
+        self.wfile.write(server.content[start:start + server.stop_after])
 
     def log_message(self, *_):
         pass
@@ -66,7 +67,8 @@ def test_a_whole_file(server, tmp_path):
     assert path.read_bytes() == CONTENT
     assert found == SHA
     assert list(path.parent.iterdir()) == [path]
-    assert download(NAME, folder=path.parent, source=server.url) == (path, SHA)  # is there: not fetched again
+    # is there: not fetched again
+    assert download(NAME, folder=path.parent, source=server.url) == (path, SHA)
     assert server.asked == [None]
     with pytest.raises(ValueError, match="is there and has SHA-256"):
         download(NAME, folder=path.parent, sha256="abc")
@@ -106,7 +108,10 @@ def test_what_goes_wrong_is_said(server, tmp_path):
     server.status = 404
     with pytest.raises(ConnectionError, match="answers 404"):
         download(NAME, folder=tmp_path, source=server.url)
-    with pytest.raises(ConnectionError, match=r"cannot fetch http://127\.0\.0\.1:9/x: .*or put the file at .*cifar10-32x32\.npz"):
+    with pytest.raises(
+            ConnectionError,
+            match=r"cannot fetch http://127\.0\.0\.1:9/x: .*or put the file at .*cifar10-32x32\.npz"
+    ):
         download(NAME, folder=tmp_path, source="http://127.0.0.1:9/x")
     with pytest.raises(ValueError, match="name must be one of edm-cifar10"):
         download("edm", folder=tmp_path)
@@ -114,6 +119,7 @@ def test_what_goes_wrong_is_said(server, tmp_path):
 
 
 def test_a_full_disk_keeps_what_there_is(server, tmp_path, monkeypatch):
+
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -123,11 +129,16 @@ def test_a_full_disk_keeps_what_there_is(server, tmp_path, monkeypatch):
 
 
 def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
-    names = {name for row in PAPER.values() for name in (row.teacher, row.reference, *row.backbones)} | set(TEACHERS) | {LPIPS}
+    names = {
+        name
+        for row in PAPER.values()
+        for name in (row.teacher, row.reference, *row.backbones)
+    } | set(TEACHERS) | {LPIPS}
     assert names <= set(ADDRESSES)
     for name in names:
         with pytest.raises(
-            FileNotFoundError, match=rf"{name}\.\w+ is not there; `python -m gdd download {name}` fetches it from https://"
+                FileNotFoundError, match=
+                rf"{name}\.\w+ is not there; `python -m gdd download {name}` fetches it from https://"
         ):
             find(name, tmp_path)
         place(name, tmp_path).write_bytes(b"x")

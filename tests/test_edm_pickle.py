@@ -18,19 +18,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdd import checkpoint, edm_pickle
 from gdd.denoiser import GENERATOR_EPSILON, Denoiser
-from gdd.unpickle import MAX_OPCODES, read
+from gdd.weights import checkpoint, edm_pickle
+from gdd.weights.unpickle import MAX_OPCODES, read
 
 VARIANTS = {
-    "ddpmpp": dict(model_type="SongUNet", embedding_type="positional"),
-    "ncsnpp": dict(model_type="SongUNet", embedding_type="fourier", encoder_type="residual", channel_mult_noise=2,
-                   resample_filter=[1, 3, 3, 1], augment_dim=9, label_dim=3),
-    "skips": dict(model_type="SongUNet", encoder_type="skip", decoder_type="skip", augment_dim=2),
-    "adm": dict(model_type="DhariwalUNet", label_dim=4, augment_dim=3, model_channels=64),
-}  # fmt: skip
-SMALL = dict(img_resolution=8, img_channels=2, model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4],
-             use_fp16=True, sigma_max=float("inf"))  # fmt: skip
+    "ddpmpp":
+    dict(model_type="SongUNet", embedding_type="positional"),
+    "ncsnpp":
+    dict(model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
+         channel_mult_noise=2, resample_filter=[1, 3, 3, 1], augment_dim=9, label_dim=3),
+    "skips":
+    dict(model_type="SongUNet", encoder_type="skip", decoder_type="skip", augment_dim=2),
+    "adm":
+    dict(model_type="DhariwalUNet", label_dim=4, augment_dim=3, model_channels=64),
+}
+SMALL = dict(img_resolution=8, img_channels=2, model_channels=8, channel_mult=[1, 2], num_blocks=1,
+             attn_resolutions=[4], use_fp16=True, sigma_max=float("inf"))
 
 
 def make(variant="ddpmpp", epsilon=0.0):
@@ -41,14 +45,17 @@ def make(variant="ddpmpp", epsilon=0.0):
 
 
 def same(a, b):
-    return a.config == b.config and all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    return a.config == b.config and all(
+        torch.equal(v,
+                    b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_network_and_protocol_loads_to_the_same_outputs(variant, protocol, tmp_path):
     denoiser = make(variant)
-    loaded, metadata = checkpoint.load_with_metadata(edm_files.write(tmp_path / "a.pkl", denoiser, protocol=protocol))
+    loaded, metadata = checkpoint.load_with_metadata(
+        edm_files.write(tmp_path / "a.pkl", denoiser, protocol=protocol))
     assert same(loaded, denoiser)
     assert not loaded.training
     assert metadata["weights"] == "EMA"
@@ -96,7 +103,8 @@ def test_converted_files_carry_everything(tmp_path):
         checkpoint.convert(source, target)
 
 
-# --- what must not run -------------------------------------------------------------------------------------------------------
+# --- what must not run
+# -------------------------------------------------------------------------------------------------------
 
 
 class Call:
@@ -117,15 +125,18 @@ def network_with(**attributes):
 
 def evil_storage(tmp_path):
     content = io.BytesIO()
-    torch.save(Call(os.system, f"touch {tmp_path}/ran"), content, _use_new_zipfile_serialization=False)
+    torch.save(Call(os.system, f"touch {tmp_path}/ran"), content,
+               _use_new_zipfile_serialization=False)
     return content.getvalue()
 
 
 def storage_of(values, *, claimed=None):
     content = io.BytesIO()
-    torch.save(torch.arange(float(values))._typed_storage(), content, _use_new_zipfile_serialization=False)
+    torch.save(
+        torch.arange(float(values))._typed_storage(), content, _use_new_zipfile_serialization=False)
     claim = struct.pack("<I", claimed) if claimed else None
-    return content.getvalue().replace(b"cpuq\x03K" + bytes([values]), b"cpuq\x03J" + claim) if claim else content.getvalue()
+    return content.getvalue().replace(b"cpuq\x03K" + bytes([values]), b"cpuq\x03J" +
+                                      claim) if claim else content.getvalue()
 
 
 def raw(text):
@@ -136,44 +147,76 @@ def gadgets(tmp_path):
     run = f"touch {tmp_path}/ran"
     rebuilt = torch.storage._load_from_bytes
     return {
-        "os.system": ({"ema": Call(os.system, run)}, "posix.system"),
-        "builtins.eval": ({"ema": Call(eval, f"__import__('os').system('{run}')")}, "builtins.eval"),
-        "builtins.getattr": ({"ema": Call(getattr, {}, "__class__")}, "builtins.getattr"),
-        "subprocess": ({"ema": Call(subprocess.Popen, ["touch", f"{tmp_path}/ran"])}, "subprocess.Popen"),
-        "torch.load": ({"ema": Call(torch.load, "x")}, "torch.serialization.load"),
-        "torch.hub.load": ({"ema": Call(torch.hub.load, "x", "y")}, "torch.hub.load"),
-        "numpy.load": ({"ema": Call(np.load, "x", None, True)}, "numpy.load"),
-        "in an extra entry": (network_with() | {"loss_fn": Call(os.system, run)}, "posix.system"),
+        "os.system": ({
+            "ema": Call(os.system, run)
+        }, "posix.system"),
+        "builtins.eval": ({
+            "ema": Call(eval, f"__import__('os').system('{run}')")
+        }, "builtins.eval"),
+        "builtins.getattr": ({
+            "ema": Call(getattr, {}, "__class__")
+        }, "builtins.getattr"),
+        "subprocess": ({
+            "ema": Call(subprocess.Popen, ["touch", f"{tmp_path}/ran"])
+        }, "subprocess.Popen"),
+        "torch.load": ({
+            "ema": Call(torch.load, "x")
+        }, "torch.serialization.load"),
+        "torch.hub.load": ({
+            "ema": Call(torch.hub.load, "x", "y")
+        }, "torch.hub.load"),
+        "numpy.load": ({
+            "ema": Call(np.load, "x", None, True)
+        }, "numpy.load"),
+        "in an extra entry": (network_with() | {
+            "loss_fn": Call(os.system, run)
+        }, "posix.system"),
         "in a state": (network_with(extra=Call(os.system, run)), "posix.system"),
-        "nested storage": ({"ema": Call(rebuilt, evil_storage(tmp_path))}, "posix.system inside a storage"),
-        "storage of a zip": ({"ema": Call(rebuilt, b"PK\x03\x04" + bytes(100))}, "not in torch's plain format"),
+        "nested storage": ({
+            "ema": Call(rebuilt, evil_storage(tmp_path))
+        }, "posix.system inside a storage"),
+        "storage of a zip": ({
+            "ema": Call(rebuilt, b"PK\x03\x04" + bytes(100))
+        }, "not in torch's plain format"),
         "storage larger than it is": (
-            {"ema": Call(rebuilt, storage_of(8, claimed=1 << 30))},
+            {
+                "ema": Call(rebuilt, storage_of(8, claimed=1 << 30))
+            },
             "declares a storage larger than it is",
         ),
-        "state on a dict": ({"ema": Call(OrderedDict, state={"__class__": "x"})}, "sets the state of a dict"),
-        "state on a class": (raw(b"ctorch.nn.modules.linear\nLinear\n}X\x01\x00\x00\x00aK\x01sb."), "state of the name"),
-        "slots on a function": (raw(b"ctorch.storage\n_load_from_bytes\nN}X\x01\x00\x00\x00aK\x01s\x86b."), "state of the name"),
+        "state on a dict": ({
+            "ema": Call(OrderedDict, state={"__class__": "x"})
+        }, "sets the state of a dict"),
+        "state on a class": (raw(b"ctorch.nn.modules.linear\nLinear\n}X\x01\x00\x00\x00aK\x01sb."),
+                             "state of the name"),
+        "slots on a function":
+        (raw(b"ctorch.storage\n_load_from_bytes\nN}X\x01\x00\x00\x00aK\x01s\x86b."),
+         "state of the name"),
         "setstate twice": (
-            raw(b"ctorch.nn.modules.linear\nLinear\n)\x81}X\x01\x00\x00\x00aK\x01sb}X\x01\x00\x00\x00aK\x02sb."),
+            raw(b"ctorch.nn.modules.linear\nLinear\n)\x81}X\x01\x00\x00\x00aK\x01sb}X\x01\x00\x00\x00aK\x02sb."
+                ),
             "sets the state of a torch.nn",
         ),
         "call of data": (raw(b"X\x02\x00\x00\x00os)R."), "calls a str"),
-        "dotted attribute": (raw(b"ctorch.nn.modules.linear\nLinear.__init__.__globals__\n)R."), "Linear.__init__.__globals__"),
+        "dotted attribute": (raw(b"ctorch.nn.modules.linear\nLinear.__init__.__globals__\n)R."),
+                             "Linear.__init__.__globals__"),
         "name made of data": (b"\x80\x04]\x8c\x06system\x93.", r"asks for \[\]"),
         "persistent id": (raw(b"X\x01\x00\x00\x00aQ."), "opcode BINPERSID"),
         "textual persistent id": (raw(b"Pabc\n."), "opcode PERSID"),
         "instance opcode": (raw(b"(ios\nsystem\n."), "asks for os.system"),
         "object opcode": (raw(b"(cos\nsystem\no."), "asks for os.system"),
-        "text protocol": (f"(dp0\nS'ema'\ncos\nsystem\n(S'{run}'\ntRs.".encode(), "asks for os.system"),
+        "text protocol":
+        (f"(dp0\nS'ema'\ncos\nsystem\n(S'{run}'\ntRs.".encode(), "asks for os.system"),
         "text protocol, one line": (f"(S'{run}'\nios\nsystem\n.".encode(), "asks for os.system"),
         "extension registry": (raw(b"\x82\x01."), "opcode EXT1"),
         "out-of-band buffer": (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
-        "keyword construction": (raw(b"ctorch.nn.modules.linear\nLinear\n)}\x92."), "opcode NEWOBJ_EX"),
+        "keyword construction":
+        (raw(b"ctorch.nn.modules.linear\nLinear\n)}\x92."), "opcode NEWOBJ_EX"),
         "memo of nothing": (raw(b"j\xff\xff\xff\x7f."), "is damaged"),
         "mark of nothing": (raw(b"t."), "is damaged"),
         "pop of nothing": (raw(b"0."), "is damaged"),
-        "huge declared text": (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc", "4,611,686,018,427,387,904 bytes declared"),
+        "huge declared text": (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b"abc",
+                               "4,611,686,018,427,387,904 bytes declared"),
         "huge declared bytes": (raw(b"B\xff\xff\xff\x7fabc"), "2,147,483,647 bytes declared"),
         "huge frame": (b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"N.", "entry ema"),
         "long integer": (raw(b"\x8b\xff\xff\xff\x7f"), "is damaged"),
@@ -188,7 +231,7 @@ def gadgets(tmp_path):
         ),
         "protocol 9": (b"\x80\x09N.", "protocol 9"),
         "duplicate": (raw(b"N2."), "opcode DUP"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", gadgets("x"))
@@ -196,8 +239,10 @@ def test_no_gadget_runs(name, tmp_path):
     content, message = gadgets(tmp_path)[name]
     content = content if isinstance(content, bytes) else pickle.dumps(content, 4)
     path = tmp_path / "evil.pkl"
-    fuzz_pickle.attempt(edm_files.write(tmp_path / "good.pkl", make()).read_bytes(), path, watch=False)
-    outcome = fuzz_pickle.attempt(content, path)  # raises if anything was executed, imported or written
+    fuzz_pickle.attempt(
+        edm_files.write(tmp_path / "good.pkl", make()).read_bytes(), path, watch=False)
+    # raises if anything was executed, imported or written
+    outcome = fuzz_pickle.attempt(content, path)
     assert re.search(message, outcome), outcome
     assert outcome.startswith(str(path))
     assert not (tmp_path / "ran").exists()
@@ -213,11 +258,23 @@ def test_pickle_itself_would_have_run_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_parameters", 7), ("_modules", {"model": {}}), ("_modules", {"model": 3}),
-     ("_buffers", {"b": "text"}), ("_init_kwargs", None), ("_init_kwargs", {"img_resolution": {}}), ("_init_args", {}),
-     ("_init_kwargs", {"model_type": ["SongUNet"], "img_resolution": 8, "img_channels": 2}), ("sigma_data", "0.5"),
-     ("_init_kwargs", {7: 7}), ("img_channels", OrderedDict)],
-)  # fmt: skip
+    [("_parameters", 7), ("_modules", {
+        "model": {}
+    }), ("_modules", {
+        "model": 3
+    }), ("_buffers", {
+        "b": "text"
+    }), ("_init_kwargs", None), ("_init_kwargs", {
+        "img_resolution": {}
+    }), ("_init_args", {}),
+     ("_init_kwargs", {
+         "model_type": ["SongUNet"],
+         "img_resolution": 8,
+         "img_channels": 2
+     }), ("sigma_data", "0.5"), ("_init_kwargs", {
+         7: 7
+     }), ("img_channels", OrderedDict)],
+)
 def test_attributes_of_other_kinds_are_one_error(name, value, tmp_path):
     path = tmp_path / "odd.pkl"
     path.write_bytes(pickle.dumps(network_with(**{name: value}), 4))
@@ -225,7 +282,9 @@ def test_attributes_of_other_kinds_are_one_error(name, value, tmp_path):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("data", [b"cbuiltins\nobject\n)R", b"cnumpy\nndarray\n)R", b"cnumpy\nndarray\n)R(NNNNNtb", b"}"])
+@pytest.mark.parametrize(
+    "data",
+    [b"cbuiltins\nobject\n)R", b"cnumpy\nndarray\n)R", b"cnumpy\nndarray\n)R(NNNNNtb", b"}"])
 def test_arrays_of_other_kinds_are_one_error(data):
     content = raw(b"}(U\x04data" + data + b"U\x06labels]u.")
     with pytest.raises(ValueError, match="is no CIFAR-10 batch"):
@@ -242,25 +301,32 @@ def test_a_module_that_contains_itself_ends():
 def test_tensors_stay_inside_their_storage():
     flat = torch.arange(6.0)
     assert edm_pickle._tensor(flat, 0, (2, 3), (3, 1), False, {}).tolist() == [[0, 1, 2], [3, 4, 5]]
-    for arguments in [(1, (2, 3), (3, 1)), (0, (10**12,), (0,)), (-1, (1,), (1,)), (0, (2**62, 4), (1, 1)), (0, ("2",), (1,))]:
+    for arguments in [(1, (2, 3), (3, 1)), (0, (10**12, ), (0, )), (-1, (1, ), (1, )),
+                      (0, (2**62, 4), (1, 1)), (0, ("2", ), (1, ))]:
         with pytest.raises((ValueError, RuntimeError)):
             edm_pickle._tensor(flat, *arguments, False, {})
 
 
-# --- what is merely wrong ----------------------------------------------------------------------------------------------------
+# --- what is merely wrong
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "is damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:p.stat().st_size // 2]), "is damaged"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is damaged"),
-        (lambda p: p.write_bytes(pickle.dumps({"G": 1, "D": 2})), "holds G, D"),
+        (lambda p: p.write_bytes(pickle.dumps({
+            "G": 1,
+            "D": 2
+        })), "holds G, D"),
         (lambda p: p.write_bytes(pickle.dumps([1, 2])), "a pickled list"),
-        (lambda p: p.write_bytes(pickle.dumps({"ema": None})), "no network under ema or net; it holds ema"),
-        (lambda p: edm_files.write(p, make(), class_name="VPPrecond"), "holds a VPPrecond; read are EDMPrecond"),
+        (lambda p: p.write_bytes(pickle.dumps({"ema": None})),
+         "no network under ema or net; it holds ema"),
+        (lambda p: edm_files.write(p, make(), class_name="VPPrecond"),
+         "holds a VPPrecond; read are EDMPrecond"),
     ],
-)  # fmt: skip
+)
 def test_wrong_files_say_what_they_are(change, message, tmp_path):
     path = edm_files.write(tmp_path / "a.pkl", make())
     change(path)
@@ -271,15 +337,33 @@ def test_wrong_files_say_what_they_are(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_channels": 16}, "does not fit its own config"),
-        ({"model_channels": 10**9}, r"model_channels must be one of the integers from 1 to 8192; got 1000000000"),
-        ({"num_blocks": 10**9}, "num_blocks"),
-        ({"channel_mult": [1] * 1000}, "channel_mult must be a list of numbers"),
-        ({"channel_mult": 3}, "channel_mult must be a list of numbers"),
-        ({"label_dim": True}, "label_dim"),
-        ({"model_type": "UViT"}, "UViT"),
-        ({"depth": 3}, "does not take depth"),
-        ({"resample_filter": []}, "does not fit|makes no network"),
+        ({
+            "model_channels": 16
+        }, "does not fit its own config"),
+        ({
+            "model_channels": 10**9
+        }, r"model_channels must be one of the integers from 1 to 8192; got 1000000000"),
+        ({
+            "num_blocks": 10**9
+        }, "num_blocks"),
+        ({
+            "channel_mult": [1] * 1000
+        }, "channel_mult must be a list of numbers"),
+        ({
+            "channel_mult": 3
+        }, "channel_mult must be a list of numbers"),
+        ({
+            "label_dim": True
+        }, "label_dim"),
+        ({
+            "model_type": "UViT"
+        }, "UViT"),
+        ({
+            "depth": 3
+        }, "does not take depth"),
+        ({
+            "resample_filter": []
+        }, "does not fit|makes no network"),
     ],
 )
 def test_a_config_that_is_not_the_networks(change, message, tmp_path):
@@ -296,16 +380,18 @@ def test_values_that_are_not_finite(tmp_path):
         checkpoint.load(edm_files.write(tmp_path / "a.pkl", denoiser))
 
 
-# --- CIFAR-10's batches ------------------------------------------------------------------------------------------------------
+# --- CIFAR-10's batches
+# ------------------------------------------------------------------------------------------------------
 
 
 def python2_batch(images, labels):
     """A batch as CIFAR-10's authors wrote it with Python 2: byte strings, numpy's old names."""
     data = images.tobytes()
     array = (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01" +
-             b"J" + struct.pack("<i", len(images)) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R" +
-             b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", len(data)) + data +
-             b"tb")  # fmt: skip
+             b"J" + struct.pack("<i", len(images)) +
+             b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R" +
+             b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" +
+             struct.pack("<i", len(data)) + data + b"tb")
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
     return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"U\x0bbatch_labelU\x01xu."
 
@@ -313,9 +399,11 @@ def python2_batch(images, labels):
 @pytest.mark.parametrize("protocol", [None, 2, 4, 5])
 def test_cifar_batches_old_and_new(protocol):
     images = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
-    content = (
-        python2_batch(images, [3, 0, 9]) if protocol is None else pickle.dumps({"data": images, "labels": [3, 0, 9]}, protocol)
-    )
+    content = (python2_batch(images, [3, 0, 9]) if protocol is None else pickle.dumps(
+        {
+            "data": images,
+            "labels": [3, 0, 9]
+        }, protocol))
     if protocol is None:  # the hand-made bytes are what Python 2 means
         assert np.array_equal(pickle.loads(content, encoding="latin1")["data"], images)
     found, labels = edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
@@ -326,12 +414,29 @@ def test_cifar_batches_old_and_new(protocol):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({"data": np.zeros((2, 10), np.uint8), "labels": [0, 1]}, r"uint8 \[2, 10\]"),
-        ({"data": np.zeros((2, 3072)), "labels": [0, 1]}, "float64"),
-        ({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, "1 labels for 2 images"),
-        ({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}, r"not in 0\.\.9"),
-        ({"data": np.array([None]), "labels": [0]}, "numpy data of type 'O8'"),
-        ({"labels": [0]}, "no data and labels"),
+        ({
+            "data": np.zeros((2, 10), np.uint8),
+            "labels": [0, 1]
+        }, r"uint8 \[2, 10\]"),
+        ({
+            "data": np.zeros((2, 3072)),
+            "labels": [0, 1]
+        }, "float64"),
+        ({
+            "data": np.zeros((2, 3072), np.uint8),
+            "labels": [0]
+        }, "1 labels for 2 images"),
+        ({
+            "data": np.zeros((2, 3072), np.uint8),
+            "labels": [0, 10]
+        }, r"not in 0\.\.9"),
+        ({
+            "data": np.array([None]),
+            "labels": [0]
+        }, "numpy data of type 'O8'"),
+        ({
+            "labels": [0]
+        }, "no data and labels"),
     ],
 )
 def test_what_is_no_cifar_batch(batch, message):
@@ -340,14 +445,16 @@ def test_what_is_no_cifar_batch(batch, message):
         edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
 
 
-# --- mutations ---------------------------------------------------------------------------------------------------------------
+# --- mutations
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "fuzz.pkl"
     files = fuzz_pickle.seeds()
-    assert [fuzz_pickle.attempt(content, path, watch=False) for content in files] == ["read"] * len(files)
+    assert [fuzz_pickle.attempt(content, path, watch=False)
+            for content in files] == ["read"] * len(files)
     return files, path
 
 
@@ -360,12 +467,15 @@ def test_mutated_files_are_read_or_refused(corpus, which, seed):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("content", [b"\x80\x02c\\\x0bos\nsystem\n.", storage_of(3).replace(b"torch\n", b"to\\/ch\n")])
+@pytest.mark.parametrize(
+    "content", [b"\x80\x02c\\\x0bos\nsystem\n.",
+                storage_of(3).replace(b"torch\n", b"to\\/ch\n")])
 def test_escapes_in_names_warn_nobody(content):
     """Found by mutation: pickletools unescapes names, with a warning on standard error."""
     names = edm_pickle._Names(1000)
     with pytest.raises(ValueError, match="backslash"):
-        names.storage(content) if content.startswith(edm_pickle._STORAGE_MAGIC) else read(io.BytesIO(content), names.resolve)
+        names.storage(content) if content.startswith(edm_pickle._STORAGE_MAGIC) else read(
+            io.BytesIO(content), names.resolve)
 
 
 def test_real_files_use_few_opcodes(tmp_path):

@@ -1,4 +1,5 @@
-"""Micro-batches, processes, sharding and precision change how a step is computed, and not what comes out."""
+"""Micro-batches, processes, sharding and precision change how a step is computed, and not what
+comes out."""
 
 import dataclasses
 import os
@@ -10,20 +11,21 @@ from conftest import small_denoiser
 from test_trainer import GDD, VARIANTS
 
 from analysis.hooks import record
-from gdd import checkpoint
 from gdd.backbones import DigitsBackbone
 from gdd.config import Hardware
-from gdd.data import load_digits
-from gdd.engine import Engine
-from gdd.sharding import is_sharded, local, whole
-from gdd.trainer import init_state, train
+from gdd.data.images import load_digits
+from gdd.training.engine import Engine
+from gdd.training.sharding import is_sharded, local, whole
+from gdd.training.trainer import init_state, train
+from gdd.weights import checkpoint
 
 SPLIT = dataclasses.replace(GDD, d_batch_norm_images=8, lr=1e-4, d_lr=1e-4)
 CPU = Hardware(accelerator="cpu")
 
 
 def trained(config, hardware):
-    """Every tensor of the state after a whole run, and the last step's losses; the same models in every process."""
+    """Every tensor of the state after a whole run, and the last step's losses; the same models in
+    every process."""
     start = small_denoiser()
     torch.manual_seed(0)
     engine = Engine(config, hardware)
@@ -32,9 +34,11 @@ def trained(config, hardware):
 
 
 def has_effect(name):
-    """Adam turns the rounding noise of gradients that are zero by construction into steps of their own: those of biases in front
-    of a normalisation and of attention's keys, which a softmax does not see. They change no image and no logit."""
-    return not (name.endswith("qkv.bias") or (name.startswith("discriminator.heads") and name.endswith("bias")))
+    """Adam turns the rounding noise of gradients that are zero by construction into steps of their
+    own: those of biases in front of a normalisation and of attention's keys, which a softmax does
+    not see. They change no image and no logit."""
+    return not (name.endswith("qkv.bias") or
+                (name.startswith("discriminator.heads") and name.endswith("bias")))
 
 
 def assert_same(found, expected):
@@ -48,7 +52,10 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {name: trained(dataclasses.replace(SPLIT, **change), CPU) for name, change in VARIANTS.items()}
+    return {
+        name: trained(dataclasses.replace(SPLIT, **change), CPU)
+        for name, change in VARIANTS.items()
+    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -63,13 +70,22 @@ def test_micro_batches_may_be_uneven(alone):
 
 
 def _in_process(rank, port, hardware, variants, path):
-    processes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}  # as torchrun says it
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    # as torchrun says it
+    processes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test"
+    }
     os.environ |= {name: str(value) for name, value in processes.items()}
     torch.set_num_threads(1)
-    found = {name: trained(dataclasses.replace(SPLIT, **VARIANTS[name]), hardware) for name in variants}
+    found = {
+        name: trained(dataclasses.replace(SPLIT, **VARIANTS[name]), hardware)
+        for name in variants
+    }
     if hardware.strategy == "fsdp":
-        state = init_state(SPLIT, small_denoiser(), [DigitsBackbone().eval()], Engine(SPLIT, hardware))
+        state = init_state(SPLIT, small_denoiser(), [DigitsBackbone().eval()],
+                           Engine(SPLIT, hardware))
         held = [(local(p).numel(), p.numel()) for p in state.ema.parameters()]
         assert all(map(is_sharded, state.ema.parameters()))
         assert sum(a for a, _ in held) < 0.6 * sum(b for _, b in held)
@@ -89,7 +105,8 @@ def assert_resumes_sharded(hardware, path):
     *_, state = steps
     resumed = init_state(SPLIT, small_denoiser(), [backbone], engine)
     checkpoint.load_state(path, resumed)
-    *_, resumed = train(SPLIT, load_digits(), small_denoiser(), [backbone], engine=engine, state=resumed)
+    *_, resumed = train(SPLIT, load_digits(), small_denoiser(), [backbone], engine=engine,
+                        state=resumed)
     (expected, _), (found, _) = checkpoint.pack_state(state), checkpoint.pack_state(resumed)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -126,21 +143,24 @@ def test_reduced_precision_stays_near_float32(precision):
     assert low["loss_d"] == pytest.approx(metrics["loss_d"], abs=0.05)
 
 
-def test_fp16_scales_gradients_leaves_out_what_overflows_and_remembers_the_scale(tiny, digits, backbone, tmp_path):
+def test_fp16_scales_gradients_leaves_out_what_overflows_and_remembers_the_scale(
+        tiny, digits, backbone, tmp_path):
     config = dataclasses.replace(SPLIT, precision="fp16", total_images=16 * 12)
     engine = Engine(config, CPU)
     engine.scaler._init_scale = 2.0**24  # gradients of this scale overflow at first
     before = [p.clone() for p in tiny.parameters()]
     steps = train(config, digits, tiny, [backbone], engine=engine)
     state = next(steps)
-    assert all(torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))  # the step was left out
+    # the step was left out
+    assert all(torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))
     for _ in range(5):
         state = next(steps)
     assert state.scaler.get_scale() < 2.0**20
     checkpoint.save_state(tmp_path / "s.safetensors", state)
     scale = state.scaler.state_dict()
     *_, state = steps
-    assert any(not torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))
+    assert any(not torch.equal(a, b)
+               for a, b in zip(before, state.generator.parameters(), strict=True))
 
     again = Engine(config, CPU)
     resumed = init_state(config, tiny, [backbone], again)
@@ -152,12 +172,14 @@ def test_fp16_scales_gradients_leaves_out_what_overflows_and_remembers_the_scale
 
 
 @pytest.mark.slow
-def test_compiled_training_is_the_same_and_never_passes_a_hook(monkeypatch, alone, tiny, digits, backbone):
+def test_compiled_training_is_the_same_and_never_passes_a_hook(monkeypatch, alone, tiny, digits,
+                                                               backbone):
     compiled, calls = [], []
 
     def compiling(network):
         compiled.append(network)
-        traced = compile_(network, backend="eager")  # traced as ever, and not translated, which takes a minute
+        # traced as ever, and not translated, which takes a minute
+        traced = compile_(network, backend="eager")
         return lambda *arguments, **options: calls.append(1) or traced(*arguments, **options)
 
     compile_ = torch.compile
@@ -180,9 +202,12 @@ def test_compiled_training_is_the_same_and_never_passes_a_hook(monkeypatch, alon
 @pytest.mark.parametrize(
     ("change", "hardware", "message"),
     [
-        (dict(), dict(micro_batch_size=8), "d_batch_norm_images must divide the 8 images of a pass"),
-        (dict(d_batch_norm_images=8), dict(micro_batch_size=6), "d_batch_norm_images must divide the 6 images"),
-        (dict(d_batch_norm_images=5), dict(), "d_batch_norm_images must divide batch_size 16; got 5"),
+        (dict(), dict(micro_batch_size=8),
+         "d_batch_norm_images must divide the 8 images of a pass"),
+        (dict(d_batch_norm_images=8), dict(micro_batch_size=6),
+         "d_batch_norm_images must divide the 6 images"),
+        (dict(d_batch_norm_images=5), dict(),
+         "d_batch_norm_images must divide batch_size 16; got 5"),
         (dict(precision="fp16"), dict(strategy="fsdp"), "precision fp16 goes with strategy ddp"),
         (dict(), dict(strategy="fsdp", compile=True), "compile goes with strategy ddp"),
         (dict(), dict(devices=-1), "devices must be at least 0; got -1"),
@@ -194,8 +219,16 @@ def test_what_does_not_go_together_is_refused(change, hardware, message):
 
 
 def test_a_process_that_is_meant_to_be_alone_is_so_in_a_job_of_many(monkeypatch):
-    """A notebook, or the desk's pool, in a SLURM job of eight tasks, or under a torchrun of eight."""
-    for name, value in {"NTASKS": 8, "NTASKS_PER_NODE": 8, "NNODES": 1, "JOB_NAME": "lab", "PROCID": 3, "LOCALID": 3}.items():
+    """A notebook, or the desk's pool, in a SLURM job of eight tasks, or under a torchrun of
+    eight."""
+    for name, value in {
+            "NTASKS": 8,
+            "NTASKS_PER_NODE": 8,
+            "NNODES": 1,
+            "JOB_NAME": "lab",
+            "PROCID": 3,
+            "LOCALID": 3
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     engine = Engine(GDD)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from analysis import experiments, figures, plots
-from gdd import checkpoint, presets, zoo
+from gdd import profiles as presets
+from gdd.weights import checkpoint, zoo
 
 mpl.use("Agg")
 SHIPPED = [*experiments.CLASSIFIERS, *experiments.runs("desk")]
@@ -22,7 +23,8 @@ def _close_figures():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_those_of_todays_config(name):
     metadata = checkpoint.read_metadata(zoo.path(name))
-    assert metadata["digest"] == experiments.digest(name, "desk"), "retrain and ship: README, 'Renewing the shipped weights'"
+    assert metadata["digest"] == experiments.digest(
+        name, "desk"), "retrain and ship: README, 'Renewing the shipped weights'"
     if name not in experiments.CLASSIFIERS:
         config = experiments.runs("desk")[name]
         assert metadata["images_seen"] >= config.total_images
@@ -55,7 +57,8 @@ def test_the_conditional_generator_makes_the_class_it_is_asked_for():
     run = experiments.obtain("cond-gdd-i", "desk")
     assert (run.denoiser.label_dim, run.config.sampler) == (10, "one-step")
     for first_seed in (0, 1797, 3594):
-        assert experiments.class_agreement(run.denoiser, "one-step", "desk", first_seed=first_seed) >= 0.95
+        assert experiments.class_agreement(run.denoiser, "one-step", "desk",
+                                           first_seed=first_seed) >= 0.95
     unconditional = experiments.obtain("gdd-i", "desk").denoiser
     unconditional.label_dim = 10  # asked in vain: the judge does tell classes apart
     assert experiments.class_agreement(unconditional, "one-step", "desk") < 0.2
@@ -67,23 +70,30 @@ def test_a_digest_follows_everything_a_run_starts_from(monkeypatch):
     monkeypatch.setitem(presets.DESK, "teacher", teacher)
     after = {name: experiments.digest(name, "desk") for name in SHIPPED}
     kept = {name for name in SHIPPED if before[name] == after[name]}
-    assert kept == {*experiments.CLASSIFIERS, "cond-teacher", "cond-gdd-i"}  # these start from another teacher
+    # these start from another teacher
+    assert kept == {*experiments.CLASSIFIERS, "cond-teacher", "cond-gdd-i"}
     assert len(set(before.values())) == len(before)
 
 
 def test_the_judge_shares_nothing_with_the_discriminators_backbone():
-    judge, backbone = (experiments.load_classifier(name, "desk") for name in ("digits-features", "digits-backbone"))
+    judge, backbone = (experiments.load_classifier(name, "desk")
+                       for name in ("digits-features", "digits-backbone"))
     assert type(judge) is not type(backbone)
     settings = experiments.CLASSIFIERS
     assert settings["digits-features"].seed != settings["digits-backbone"].seed
 
 
 def test_headline_claims_hold_on_the_shipped_weights():
-    """The teacher is no further from the digits than one half of them from the other, the generators at most twice as far."""
+    """The teacher is no further from the digits than one half of them from the other, the
+    generators at most twice as far."""
     halves = sum(experiments.halves_fd("desk")) / 10
-    fd = {name: experiments.obtain(name, "desk").log["fd"].iloc[-1] for name in ("teacher", "gdd", "gdd-i")}
+    fd = {
+        name: experiments.obtain(name, "desk").log["fd"].iloc[-1]
+        for name in ("teacher", "gdd", "gdd-i")
+    }
     live = experiments.obtain("gdd-i", "desk")
-    assert experiments.abs_fd(live.denoiser, "one-step", "desk") == pytest.approx(fd["gdd-i"], rel=0.02)
+    assert experiments.abs_fd(live.denoiser, "one-step",
+                              "desk") == pytest.approx(fd["gdd-i"], rel=0.02)
     assert fd["teacher"] <= halves
     assert min(fd["gdd"], fd["gdd-i"]) <= 2 * fd["teacher"]
 
@@ -96,15 +106,19 @@ def test_distances_are_tidy_and_correlated():
     assert set(table["seeds"]) == {"0-255", "256-511"}
     assert set(table["metric"]) == {"FD256[digits]"}
     means = table.query("kind == 'abs'").groupby("x")["distance"].mean().reset_index()
-    assert table.query("kind == 'abs'")["spearman"].unique() == pytest.approx([means.corr(method="spearman").iloc[0, 1]])
+    assert table.query("kind == 'abs'")["spearman"].unique() == pytest.approx(
+        [means.corr(method="spearman").iloc[0, 1]])
     ax = plots.plot_distances(table)
-    assert [text.get_text().split(",")[0] for text in ax.get_legend().get_texts()] == ["abs-FD", "rel-FD"]
+    assert [text.get_text().split(",")[0]
+            for text in ax.get_legend().get_texts()] == ["abs-FD", "rel-FD"]
     assert ax.get_ylabel() == "FD256[digits]"
 
 
 def test_activation_plot_runs_from_red_to_blue_and_from_0_to_1():
-    rows = [(f"b{depth}", depth, step, 10.0 - step, depth + (step - 3) ** 2) for depth in range(4) for step in range(6)]
-    ax = plots.plot_activations(pd.DataFrame(rows, columns=["block", "depth", "step", "sigma", "value"]))
+    rows = [(f"b{depth}", depth, step, 10.0 - step, depth + (step - 3)**2) for depth in range(4)
+            for step in range(6)]
+    ax = plots.plot_activations(
+        pd.DataFrame(rows, columns=["block", "depth", "step", "sigma", "value"]))
     lines = ax.get_lines()
     assert [line.get_label() for line in lines] == ["b0", "b1", "b2", "b3"]
     assert all(line.get_ydata().min() == 0 and line.get_ydata().max() == 1 for line in lines)
@@ -121,7 +135,8 @@ def test_saved_figures_are_reproducible_files(tmp_path):
         plots.save_figure(figure, table, tmp_path / folder, "f")
         plt.close(figure)
     for kind in ("png", "pdf", "csv"):
-        assert (tmp_path / "a" / f"f.{kind}").read_bytes() == (tmp_path / "b" / f"f.{kind}").read_bytes()
+        assert (tmp_path / "a" / f"f.{kind}").read_bytes() == (tmp_path / "b" /
+                                                               f"f.{kind}").read_bytes()
 
 
 def test_notebook_parameters_are_read_as_literals():

@@ -1,4 +1,5 @@
-"""Extractors against clean-fid's own functions over stand-ins of the detectors: the same interface, random weights."""
+"""Extractors against clean-fid's own functions over stand-ins of the detectors: the same interface,
+random weights."""
 
 from unittest import mock
 
@@ -39,7 +40,8 @@ class Detector(nn.Module):
         self.layers = Layers()
         self.output = nn.Linear(2048, 1008)
 
-    def forward(self, img: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
+    def forward(self, img: Tensor, return_features: bool = False,
+                no_output_bias: bool = False) -> Tensor:
         x = F.interpolate(img, size=(299, 299), mode="bilinear", align_corners=False)
         features = self.layers((x - 128) / 128)
         if return_features:
@@ -54,8 +56,8 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.jit.script(Detector()).save(str(folder / INCEPTION))
     with (
-        mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value={}),
-        mock.patch.object(nn.Module, "load_state_dict", return_value=None),
+            mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value={}),
+            mock.patch.object(nn.Module, "load_state_dict", return_value=None),
     ):
         torch.save(inception_pytorch.fid_inception_v3().state_dict(), folder / INCEPTION_PYTORCH)
     return folder
@@ -74,7 +76,8 @@ def pictures(tmp_path_factory):
 def test_torchscript_inception_gives_clean_fids_numbers(mode, theirs, weights, pictures):
     folder, images = pictures
     model = InceptionV3W(str(weights), download=False, resize_inside=mode == "edm").eval()
-    wanted = cleanfid.get_folder_features(str(folder), model=model, mode=theirs, num_workers=0, device="cpu", verbose=False)
+    wanted = cleanfid.get_folder_features(str(folder), model=model, mode=theirs, num_workers=0,
+                                          device="cpu", verbose=False)
     found = extractor(f"inception:{mode}", folder=weights)(images)
     assert found.shape == (6, 2048)
     assert np.allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
@@ -84,10 +87,10 @@ def test_pytorch_inception_gives_clean_fids_numbers(weights, pictures):
     folder, images = pictures
     state = torch.load(weights / INCEPTION_PYTORCH, weights_only=True)
     with mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value=state):
-        model = build_feature_extractor("legacy_pytorch", torch.device("cpu"), use_dataparallel=False)
-    wanted = cleanfid.get_folder_features(
-        str(folder), model=model, mode="legacy_pytorch", num_workers=0, device="cpu", verbose=False
-    )
+        model = build_feature_extractor("legacy_pytorch", torch.device("cpu"),
+                                        use_dataparallel=False)
+    wanted = cleanfid.get_folder_features(str(folder), model=model, mode="legacy_pytorch",
+                                          num_workers=0, device="cpu", verbose=False)
     found = extractor("inception:legacy_pytorch", folder=weights)(images)
     assert np.allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
 
@@ -101,9 +104,16 @@ def test_names_families_and_probabilities(weights, pictures):
     grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     assert torch.equal(inception(grey), inception(grey.expand(-1, 3, -1, -1)))
     assert extractor("inception:clean", folder=weights).identity != inception.identity
-    assert [family(name) for name in ("vgg16_bn", "tf_efficientnet_lite0", TIMM_NAMES["clip"], TIMM_NAMES["dinov2"], "abc")] == [
-        "vgg", "efficientnet", "clip", "dino", "abc",
-    ]  # fmt: skip
+    assert [
+        family(name) for name in ("vgg16_bn", "tf_efficientnet_lite0", TIMM_NAMES["clip"],
+                                  TIMM_NAMES["dinov2"], "abc")
+    ] == [
+        "vgg",
+        "efficientnet",
+        "clip",
+        "dino",
+        "abc",
+    ]
 
 
 def test_a_timm_network_from_a_file(tmp_path):
@@ -112,28 +122,34 @@ def test_a_timm_network_from_a_file(tmp_path):
     found = extractor("timm:test_vit", folder=tmp_path)
     images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
     size = network.pretrained_cfg["input_size"][-1]
-    x = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True).clip(0, 255) / 255
-    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    x = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True).clip(
+        0, 255) / 255
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None]
+                 for key in ("mean", "std"))
     with torch.no_grad():
-        wanted = network.eval().forward_head(network.forward_features((x - mean) / std), pre_logits=True)
+        wanted = network.eval().forward_head(network.forward_features((x - mean) / std),
+                                             pre_logits=True)
     assert torch.allclose(found(images), wanted, atol=1e-4)
     assert found.classify(images) is None
     assert found.identity == extractor("timm:test_vit", folder=tmp_path).identity
 
 
 def test_what_cannot_be_had_is_named(tmp_path, monkeypatch):
+
     def offline(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(module.socket, "create_connection", offline)
     with pytest.raises(
-        FileNotFoundError, match=rf"{INCEPTION} is not there and cannot be fetched \(no network\); put https://nvlabs"
-    ):
+            FileNotFoundError, match=
+            rf"{INCEPTION} is not there and cannot be fetched \(no network\); put https://nvlabs"):
         extractor("inception", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"{INCEPTION_PYTORCH} .*put https://github.com"):
         extractor("inception:legacy_pytorch", folder=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"test_vit\.safetensors .* huggingface.co cannot be reached \(no network\)"):
+    with pytest.raises(
+            FileNotFoundError,
+            match=r"test_vit\.safetensors .* huggingface.co cannot be reached \(no network\)"):
         extractor("timm:test_vit", folder=tmp_path)
     with pytest.raises(ValueError, match="features timm:nothing"):
         extractor("timm:nothing", folder=tmp_path)
@@ -147,17 +163,23 @@ def test_what_cannot_be_had_is_named(tmp_path, monkeypatch):
         extractor("inception:legacy_pytorch", folder=tmp_path)
 
 
-@pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 3, 8, 8),
+     torch.zeros(2, 4, 8, 8, dtype=torch.uint8),
+     torch.zeros(3, 8, 8)])
 def test_only_uint8_images(images, weights):
     with pytest.raises(ValueError, match="features take uint8 images"):
         extractor("inception", folder=weights)(images)
 
 
 def test_clip_and_dinov2_have_their_sizes(tmp_path):
-    """Architectures only, on the meta device: the embedding CLIP-FID is computed on, and DINOv2's class token."""
+    """Architectures only, on the meta device: the embedding CLIP-FID is computed on, and DINOv2's
+    class token."""
     with torch.device("meta"):
         clip = timm.create_model(TIMM_NAMES["clip"], pretrained=False)
-        dino = timm.create_model(TIMM_NAMES["dinov2"], pretrained=False, num_classes=0, img_size=224)
+        dino = timm.create_model(TIMM_NAMES["dinov2"], pretrained=False, num_classes=0,
+                                 img_size=224)
         x = torch.empty(1, 3, 224, 224)
         assert clip(x).shape == (1, 512)
         assert dino(x).shape == (1, 1024)

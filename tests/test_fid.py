@@ -5,25 +5,37 @@ from cleanfid.fid import frechet_distance as clean_fid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.fid import FeatureStats, bootstrap_interval, fd_infinity, frechet_distance, label, matrix
+from analysis.fid import (
+    FeatureStats,
+    bootstrap_interval,
+    fd_infinity,
+    frechet_distance,
+    label,
+    matrix,
+)
 
 
 def gaussian(mean, covariance, n=1000):
-    mean, covariance = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(covariance, dtype=torch.float64)
+    mean, covariance = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(
+        covariance, dtype=torch.float64)
     return FeatureStats(n, mean, covariance * (n - 1))
 
 
 def features(seed, n, d, rank=None):
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(rank or d, d, generator=generator)
-    return torch.randn(n, rank or d, generator=generator) @ mixing + torch.randn(d, generator=generator)
+    return torch.randn(n, rank or d, generator=generator) @ mixing + torch.randn(
+        d, generator=generator)
 
 
 def test_closed_forms():
-    a, b = gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]]), gaussian([3.0, 4.0], [[4.0, 0.0], [0.0, 9.0]])
-    assert frechet_distance(a, b) == pytest.approx(25 + (1 - 2) ** 2 + (2 - 3) ** 2)  # commuting covariances
+    a, b = gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]]), gaussian([3.0, 4.0],
+                                                                    [[4.0, 0.0], [0.0, 9.0]])
+    # commuting covariances
+    assert frechet_distance(a, b) == pytest.approx(25 + (1 - 2)**2 + (2 - 3)**2)
     scale = gaussian(torch.zeros(5), 4 * torch.eye(5))
-    assert frechet_distance(gaussian(torch.zeros(5), torch.eye(5)), scale) == pytest.approx(5 * (2 - 1) ** 2)
+    assert frechet_distance(gaussian(torch.zeros(5), torch.eye(5)),
+                            scale) == pytest.approx(5 * (2 - 1)**2)
     point = gaussian([1.0], [[0.0]])
     assert frechet_distance(point, gaussian([3.0], [[0.0]])) == pytest.approx(4)
 
@@ -36,13 +48,16 @@ def test_agrees_with_clean_fid(seed, d, n):
     assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-6)
 
 
-@pytest.mark.parametrize(("n", "rank"), [(400, 6), (12, None)], ids=["rank-deficient", "fewer images than dimensions"])
+@pytest.mark.parametrize(("n", "rank"), [(400, 6), (12, None)],
+                         ids=["rank-deficient", "fewer images than dimensions"])
 def test_singular_covariances_agree_with_an_eigenvalue_reference(n, rank):
-    """scipy's root of a singular product is inexact, so the reference is the spectrum of the product itself."""
+    """scipy's root of a singular product is inexact, so the reference is the spectrum of the
+    product itself."""
     a, b = FeatureStats.of(features(1, n, 20, rank)), FeatureStats.of(features(2, n, 20, rank))
     spectrum = np.linalg.eigvals(a.covariance.numpy() @ b.covariance.numpy())
     trace = np.sqrt(np.maximum(spectrum.real, 0)).sum()
-    reference = float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()) - 2 * trace
+    reference = float((a.mean - b.mean).square().sum() + a.covariance.trace() +
+                      b.covariance.trace()) - 2 * trace
     assert frechet_distance(a, b) == pytest.approx(reference, rel=1e-5)
 
 
@@ -52,7 +67,8 @@ def test_distance_to_itself_and_symmetry(seed, d, n):
     a, b = FeatureStats.of(features(seed, n, d)), FeatureStats.of(features(seed + 1, n, d))
     size = float(a.covariance.trace() + b.covariance.trace())
     assert frechet_distance(a, a) < 1e-6 * max(size, 1)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-7, abs=1e-9 * size)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-7,
+                                                   abs=1e-9 * size)
 
 
 @settings(deadline=None, max_examples=25)
@@ -94,22 +110,29 @@ def test_only_inception_makes_a_fid():
 
 
 def test_matrix_is_every_pair_and_names_a_wrong_dimension():
-    stats = [FeatureStats.of(features(seed, 60, 12, rank)) for seed, rank in ((0, None), (1, 5), (2, None), (3, 5))]
+    stats = [
+        FeatureStats.of(features(seed, 60, 12, rank))
+        for seed, rank in ((0, None), (1, 5), (2, None), (3, 5))
+    ]
     found = matrix(stats)
     assert torch.equal(found, found.T)
     assert torch.equal(found.diagonal(), torch.zeros(4, dtype=torch.float64))
     for i in range(4):
         for j in range(i):
-            assert float(found[i, j]) == pytest.approx(frechet_distance(stats[i], stats[j]), rel=1e-7)
+            assert float(found[i, j]) == pytest.approx(frechet_distance(stats[i], stats[j]),
+                                                       rel=1e-7)
     with pytest.raises(ValueError, match="differ in dimension: 3 and 12"):
         matrix([*stats, FeatureStats.of(features(4, 10, 3))])
 
 
 @pytest.mark.parametrize("d", [64, 256])
 def test_nearly_singular_covariances_keep_their_closed_form(d):
-    """Spectra over 16 orders of magnitude in a common basis, where the distance is known and scipy's root goes complex."""
-    basis = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-    one, two = torch.logspace(0, -16, d, dtype=torch.float64), torch.logspace(0, -12, d, dtype=torch.float64)
+    """Spectra over 16 orders of magnitude in a common basis, where the distance is known and
+    scipy's root goes complex."""
+    basis = torch.linalg.qr(
+        torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    one, two = torch.logspace(0, -16, d,
+                              dtype=torch.float64), torch.logspace(0, -12, d, dtype=torch.float64)
     a, b = (gaussian(torch.zeros(d), (basis * spectrum) @ basis.T) for spectrum in (one, two))
     closed = float((one.sqrt() - two.sqrt()).square().sum())
     assert frechet_distance(a, b) == pytest.approx(closed, rel=1e-4)

@@ -1,4 +1,5 @@
-"""Sources, one pass, the cache, and the whole command: what is compared, what is refused, and that no option moves a number."""
+"""Sources, one pass, the cache, and the whole command: what is compared, what is refused, and that
+no option moves a number."""
 
 import json
 import subprocess
@@ -18,8 +19,8 @@ from analysis.fid import FeatureStats, frechet_distance
 from analysis.fid.compare import abs_fid, compare, leakage, measure, over_ranges, rel_fid
 from analysis.fid.sources import Source, Statistics, open_source, save_statistics
 from analysis.fid.summaries import BLOCK, SAMPLE, Summaries
-from gdd import checkpoint, zoo
 from gdd.sampling import draw_latents, one_step
+from gdd.weights import checkpoint, zoo
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def generator(tiny, tmp_path):
 
 
 def array_source(images, name="array", identity=None):
+
     def batches(indices, batch_size):
         for part in torch.tensor(list(indices)).split(batch_size):
             yield images[part]
@@ -44,15 +46,17 @@ def array_source(images, name="array", identity=None):
 
 
 def noise(n, seed=0, channels=1):
-    return torch.randint(0, 256, (n, channels, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 256, (n, channels, 8, 8), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(seed))
 
 
-# --- sources -----------------------------------------------------------------------------------------------------------------
+# --- sources
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_generator_is_its_images(generator, judge, tiny):
     source = open_source(f"{generator}@one-step", seeds=range(5, 45))
-    (images,) = source.batches(range(40), 64)
+    (images, ) = source.batches(range(40), 64)
     latents, _ = draw_latents(range(5, 45), (1, 8, 8))
     with torch.no_grad():
         wanted = one_step(tiny.copy(epsilon=0.002), latents)
@@ -79,20 +83,23 @@ def test_arrays_folders_and_zips_are_the_same_images(tmp_path, judge):
     for name in ("nchw.npy", "nhwc.npz", "nhw.npy", "a.zip"):
         source = open_source(str(tmp_path / name))
         assert source.shape == (1, 8, 8)
-        assert torch.allclose(Summaries(judge).of(source).stats.scatter, base.scatter, rtol=1e-4, atol=1e-9)
+        assert torch.allclose(
+            Summaries(judge).of(source).stats.scatter, base.scatter, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (dict(mu=np.zeros(3)), "holds neither one uint8 array of images nor mu and sigma; it holds mu float64"),
+        (dict(mu=np.zeros(3)),
+         "holds neither one uint8 array of images nor mu and sigma; it holds mu float64"),
         (dict(a=np.zeros((2, 3, 8, 8))), "holds neither"),
         (dict(a=np.zeros((2, 8, 8, 5), np.uint8)), "1 or 3 channels"),
         (dict(a=np.array([None])), "Object arrays cannot be loaded"),
         (dict(mu=np.zeros(3), sigma=np.zeros((3, 2))), r"must be \(d,\) and \(d,d\)"),
         (dict(mu=np.full(2, np.nan), sigma=np.eye(2)), "mu or sigma holds NaN"),
         (b"no zip", "is not a plain .npz file"),
-        (dict(mu=np.zeros(2), sigma=np.eye(2), provenance=np.frombuffer(b"{", np.uint8)), "provenance is damaged"),
+        (dict(mu=np.zeros(2), sigma=np.eye(2), provenance=np.frombuffer(
+            b"{", np.uint8)), "provenance is damaged"),
     ],
 )
 def test_wrong_arrays_say_what_they_hold(tmp_path, content, message):
@@ -112,36 +119,42 @@ def test_statistics_round_trip_and_know_their_extractor(tmp_path, judge):
     assert frechet_distance(loaded.stats, stats) < 1e-9
     found = np.load(tmp_path / "s.npz")
     assert np.allclose(found["sigma"], np.cov(judge(noise(100)).double().numpy(), rowvar=False))
-    np.savez(tmp_path / "edm.npz", mu=found["mu"], sigma=found["sigma"])  # as EDM publishes them: nothing else in it
+    # as EDM publishes them: nothing else in it
+    np.savez(tmp_path / "edm.npz", mu=found["mu"], sigma=found["sigma"])
     published = open_source(str(tmp_path / "edm.npz"))
     assert (published.n, published.extractor) == (None, None)
     table = compare([array_source(noise(50, 1)), published], summaries, ["fd"])
     assert table["metric"].tolist() == ["FD50[digits]"]
-    with pytest.raises(ValueError, match=r"s\.npz holds statistics of digits features, not of inception"):
+    with pytest.raises(ValueError,
+                       match=r"s\.npz holds statistics of digits features, not of inception"):
         compare([source, loaded], Summaries(replace(judge, name="inception")), ["fd"])
     with pytest.raises(ValueError, match=r"kid, pr and dc needs images; s\.npz holds statistics"):
         compare([source, loaded], summaries, ["kid"])
 
 
-# --- one pass ----------------------------------------------------------------------------------------------------------------
+# --- one pass
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 64, 5000])
 def test_the_batch_size_decides_nothing(judge, batch_size):
     images = noise(1500)
-    found, whole = Summaries(judge, batch_size).of(array_source(images), classify=True), judge(images)
+    found, whole = Summaries(judge, batch_size).of(array_source(images),
+                                                   classify=True), judge(images)
     assert found.stats.n == 1500
-    assert torch.allclose(
-        found.stats.covariance, torch.from_numpy(np.cov(whole.double().numpy(), rowvar=False)), rtol=1e-5, atol=1e-8
-    )
-    assert torch.allclose(found.sample, whole, atol=1e-5)  # all of them, in order, while there are fewer than SAMPLE
+    assert torch.allclose(found.stats.covariance,
+                          torch.from_numpy(np.cov(whole.double().numpy(), rowvar=False)), rtol=1e-5,
+                          atol=1e-8)
+    # all of them, in order, while there are fewer than SAMPLE
+    assert torch.allclose(found.sample, whole, atol=1e-5)
     assert float(found.scores.count.sum()) == 1500
     reference = Summaries(judge, 256).of(array_source(images))
     assert frechet_distance(found.stats, reference.stats) < 1e-6
 
 
 def test_a_large_source_keeps_a_fixed_sample():
-    n, wide = SAMPLE + 3 * BLOCK + 17, Extractor("index", "index", "1", lambda x: x.flatten(1)[:, :4].float())
+    n, wide = SAMPLE + 3 * BLOCK + 17, Extractor("index", "index", "1",
+                                                 lambda x: x.flatten(1)[:, :4].float())
     images = torch.arange(n, dtype=torch.int32).view(torch.uint8).reshape(n, 1, 2, 2)
     one, two = (Summaries(wide, batch_size).of(array_source(images)) for batch_size in (100, 1000))
     assert len(one.sample) == SAMPLE
@@ -170,7 +183,8 @@ for n in (0, 14_000, 56_000):
     n and Summaries(wide).of(source(n))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT,
+                          check=True)
     libraries, small, large = map(int, done.stdout.split())
     assert large - small < 60  # MiB; 42,000 more features would be 328
     assert large - libraries < 600
@@ -191,27 +205,37 @@ def test_images_without_a_distance(judge, images, message):
 
 
 def test_features_that_are_not_finite(judge):
-    broken = replace(judge, features=lambda x: torch.full((len(x), 3), float("nan")), probabilities=None)
+    broken = replace(judge, features=lambda x: torch.full((len(x), 3), float("nan")),
+                     probabilities=None)
     with pytest.raises(ValueError, match="one: features contain NaN or inf"):
         Summaries(broken).of(array_source(noise(30), "one"))
 
 
-# --- comparisons -------------------------------------------------------------------------------------------------------------
+# --- comparisons
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_grey_rgb_different_n_and_unknown_metrics_are_refused(judge):
-    grey, rgb, fewer = array_source(noise(30), "one"), array_source(noise(30, channels=3), "two"), array_source(noise(20), "few")
+    grey, rgb, fewer = array_source(noise(30),
+                                    "one"), array_source(noise(30, channels=3),
+                                                         "two"), array_source(noise(20), "few")
     with pytest.raises(ValueError, match="one is grey and two is RGB"):
         compare([grey, rgb], Summaries(judge), ["fd"])
-    with pytest.raises(ValueError, match=r"one has n = 30, few n = 20, and the distance depends on n: give --n"):
+    with pytest.raises(
+            ValueError,
+            match=r"one has n = 30, few n = 20, and the distance depends on n: give --n"):
         compare([grey, fewer], Summaries(judge), ["fd"])
     assert len(compare([grey, fewer], Summaries(judge), ["fd"], allow_different_n=True)) == 1
-    with pytest.raises(ValueError, match="metrics must be of fd, kid, pr, dc, is, fd-infinity; got mmd"):
+    with pytest.raises(ValueError,
+                       match="metrics must be of fd, kid, pr, dc, is, fd-infinity; got mmd"):
         measure([grey, grey], Summaries(judge), metrics=["mmd"])
-    with pytest.raises(ValueError, match="two sources, one range and n = 2 are the least; got 1 sources"):
+    with pytest.raises(ValueError,
+                       match="two sources, one range and n = 2 are the least; got 1 sources"):
         measure([grey], Summaries(judge))
     other = Statistics("other.npz", FeatureStats.of(torch.randn(9, 5)))
-    with pytest.raises(ValueError, match=r"differ in dimension \(one 64, other\.npz 5\); the features are digits"):
+    with pytest.raises(
+            ValueError,
+            match=r"differ in dimension \(one 64, other\.npz 5\); the features are digits"):
         compare([grey, other], Summaries(judge), ["fd"])
 
 
@@ -221,23 +245,29 @@ def test_every_metric_of_every_pair(judge):
     table = measure(sources, Summaries(judge), metrics=metrics, bootstrap=5)
     assert len(table) == 3 * 7 + 3
     assert set(table["metric"]) == {
-        "FD200[digits]", "FD[digits]-infinity", "KID200[digits]", "precision200[digits]", "recall200[digits]",
-        "density200[digits]", "coverage200[digits]", "IS200[digits]",
-    }  # fmt: skip
+        "FD200[digits]",
+        "FD[digits]-infinity",
+        "KID200[digits]",
+        "precision200[digits]",
+        "recall200[digits]",
+        "density200[digits]",
+        "coverage200[digits]",
+        "IS200[digits]",
+    }
     fd = table[table["metric"] == "FD200[digits]"]
     assert (fd["low"] <= fd["high"]).all()
     assert (over_ranges(table)["ranges"] == 1).all()  # nothing here has seeds
 
 
 def test_abs_and_rel_over_three_ranges(generator, judge):
-    """Same seeds for both generators, another range each time; a generator against itself is at no distance."""
+    """Same seeds for both generators, another range each time; a generator against itself is at no
+    distance."""
     sources = [open_source(generator), open_source(f"{generator}@k-step:2")]
     table = measure(sources, Summaries(judge), n=40)
     assert table["seeds"].tolist() == ["0-39", "40-79", "80-119"]
     row = rel_fid(generator, f"{generator}@k-step:2", judge, n=40)
     assert (row["mean"], row["min"], row["max"]) == pytest.approx(
-        (table["value"].mean(), table["value"].min(), table["value"].max())
-    )
+        (table["value"].mean(), table["value"].min(), table["value"].max()))
     assert rel_fid(generator, generator, judge, n=40)["max"] < 1e-6
     row = abs_fid(generator, "digits", judge)
     assert row["metric"] == "FD1797[digits]"
@@ -248,15 +278,16 @@ def test_abs_and_rel_over_three_ranges(generator, judge):
 
 def test_kin_of_the_discriminator_are_named(generator, judge):
     source = open_source(generator)
-    (line,) = leakage([source], judge)
+    (line, ) = leakage([source], judge)
     assert "tiny@one-step looked through digits, which is kin to the features digits" in line
     assert leakage([source], replace(judge, family="inception")) == []
     shipped = open_source(str(zoo.path("gdd-i")))
-    assert shipped.backbones == ("digits",)
+    assert shipped.backbones == ("digits", )
     assert open_source(str(zoo.path("teacher"))).backbones == ()
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------------
+# --- the cache
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def counted(judge):
@@ -272,11 +303,14 @@ def counted(judge):
 def test_a_picture_is_looked_at_once_unless_its_class_is_asked_for(judge):
     extractor, calls = counted(judge)
     classes: list[int] = []
-    extractor = replace(extractor, probabilities=lambda x: classes.append(len(x)) or judge.probabilities(x))
+    extractor = replace(extractor,
+                        probabilities=lambda x: classes.append(len(x)) or judge.probabilities(x))
     summaries = Summaries(extractor)
-    compare([array_source(noise(60, 0), "one"), array_source(noise(60, 1), "two")], summaries, ["fd", "kid", "pr"])
+    compare([array_source(noise(60, 0), "one"),
+             array_source(noise(60, 1), "two")], summaries, ["fd", "kid", "pr"])
     assert (sum(calls), sum(classes)) == (120, 0)
-    compare([array_source(noise(60, 0), "one"), array_source(noise(60, 1), "two")], summaries, ["is"])
+    compare([array_source(noise(60, 0), "one"),
+             array_source(noise(60, 1), "two")], summaries, ["is"])
     assert sum(classes) == 120
 
 
@@ -295,12 +329,13 @@ def test_the_cache_is_addressed_by_content(judge, tmp_path, generator):
     assert torch.equal(first.sample, second.sample)
     assert second.scores.score() == first.scores.score()
     for changed in (
-        open_source(generator, seeds=range(1, 51)),
-        open_source(generator, seeds=range(51)),
-        open_source(f"{generator}@k-step:2", seeds=range(50)),
+            open_source(generator, seeds=range(1, 51)),
+            open_source(generator, seeds=range(51)),
+            open_source(f"{generator}@k-step:2", seeds=range(50)),
     ):
         assert run(changed)[0]
-    assert run(open_source(generator, seeds=range(50)), replace(extractor, identity="other weights"))[0]
+    assert run(open_source(generator, seeds=range(50)), replace(extractor,
+                                                                identity="other weights"))[0]
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert run(open_source(generator, seeds=range(50)))[0]  # a damaged entry is made again
@@ -308,9 +343,11 @@ def test_the_cache_is_addressed_by_content(judge, tmp_path, generator):
 
 
 def test_writers_at_once_leave_a_whole_cache(judge, tmp_path):
+
     def work():
         for seed in range(4):
-            Summaries(judge, cache=tmp_path).of(array_source(noise(60, seed), identity={"seed": seed}))
+            Summaries(judge,
+                      cache=tmp_path).of(array_source(noise(60, seed), identity={"seed": seed}))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -322,19 +359,24 @@ def test_writers_at_once_leave_a_whole_cache(judge, tmp_path):
         checkpoint.read_tensors(path)
 
 
-# --- the command -------------------------------------------------------------------------------------------------------------
+# --- the command
+# -------------------------------------------------------------------------------------------------------------
 
 GENERATOR = [str(zoo.path("gdd-i")), "digits", "--no-cache"]
 
 
 @pytest.mark.slow
 def test_one_process_or_two_give_the_same_numbers(monkeypatch, tmp_path):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it: float32 sums depend on it, the moments do not
-    options = ["analysis.fid", *GENERATOR, "--metrics", "fd", "kid", "pr", "is", "--ranges", "1", "--json"]
+    # as torchrun sets it: float32 sums depend on it, the moments do not
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = [
+        "analysis.fid", *GENERATOR, "--metrics", "fd", "kid", "pr", "is", "--ranges", "1", "--json"
+    ]
     alone = call(*options)
     monkeypatch.setenv("GDD_CACHE", str(tmp_path))
     options.remove("--no-cache")
-    together = call("torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "-m", *options)
+    together = call("torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "-m",
+                    *options)
     assert alone.returncode == together.returncode == 0, together.stderr
     assert "looked through digits, which is kin" in alone.stderr
     for one, two in zip(json.loads(alone.stdout), json.loads(together.stdout), strict=True):

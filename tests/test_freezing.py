@@ -14,7 +14,8 @@ def test_gdd_i_freezes_what_the_paper_says(tiny):
     assert layers(report.names) == {"conv0", "conv1", "proj"}
     trained = {name for name, p in tiny.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in tiny.named_parameters()} - set(report.names)
-    for kept in ("model.enc.8x8_conv.weight", "model.dec.8x8_aux_conv.weight", "model.map_layer0.weight"):
+    for kept in ("model.enc.8x8_conv.weight", "model.dec.8x8_aux_conv.weight",
+                 "model.map_layer0.weight"):
         assert kept in trained
     assert any(".qkv." in name for name in trained)
     assert any(".skip." in name for name in trained)
@@ -23,7 +24,9 @@ def test_gdd_i_freezes_what_the_paper_says(tiny):
 
 
 def test_levels_nest(tiny):
-    shares = [freeze(tiny, policy).share for policy in ("none", "gdd-i", "gdd-i+qkv", "gdd-i+qkv+skip")]
+    shares = [
+        freeze(tiny, policy).share for policy in ("none", "gdd-i", "gdd-i+qkv", "gdd-i+qkv+skip")
+    ]
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert layers(freeze(tiny, "gdd-i+qkv+skip").names) == {"conv0", "conv1", "proj", "qkv", "skip"}
@@ -52,14 +55,14 @@ def test_the_report_counts_every_block(tiny):
     assert sum(frozen for frozen, _ in report.blocks.values()) == report.frozen
     assert sum(total for _, total in report.blocks.values()) == report.total
     block = report.blocks["enc.8x8_block0"]
-    assert block[0] == sum(
-        p.numel() for n, p in tiny.named_parameters() if "enc.8x8_block0.conv" in n or "enc.8x8_block0.proj" in n
-    )
+    assert block[0] == sum(p.numel() for n, p in tiny.named_parameters()
+                           if "enc.8x8_block0.conv" in n or "enc.8x8_block0.proj" in n)
     assert report.blocks["map_layer0"][0] == 0
 
 
 def test_patterns_of_ones_own(tiny):
-    assert freeze(tiny, "*, !*.map_*").names == tuple(sorted(n for n, _ in tiny.named_parameters() if ".map_" not in n))
+    assert freeze(tiny, "*, !*.map_*").names == tuple(
+        sorted(n for n, _ in tiny.named_parameters() if ".map_" not in n))
     report = freeze(tiny, "*.enc.*, *.map_*")
     assert all(".enc." in name or ".map_" in name for name in report.names)
     with pytest.raises(ValueError, match=r"'\*.encoder.*' matches none; nearest: "):

@@ -14,12 +14,16 @@ def gaussian(x, sigma, labels=None, *, target_sigma=None):
 
 
 def test_non_saturating_losses():
-    zero, sure = [torch.zeros(2, 5), torch.zeros(2, 3)], [torch.full((2, 5), 30.0), torch.full((2, 3), 30.0)]
-    assert torch.allclose(losses.generator_loss(zero), torch.full((2,), 2 * math.log(2)))
+    zero, sure = [torch.zeros(2, 5),
+                  torch.zeros(2, 3)], [torch.full((2, 5), 30.0),
+                                       torch.full((2, 3), 30.0)]
+    assert torch.allclose(losses.generator_loss(zero), torch.full((2, ), 2 * math.log(2)))
     assert torch.allclose(losses.generator_loss(sure), torch.zeros(2), atol=1e-6)
     for real in (True, False):
-        assert torch.allclose(losses.discriminator_loss(zero, real), torch.full((2,), 2 * math.log(2)))
-        assert torch.allclose(losses.discriminator_loss(sure, real), torch.full((2,), 0.0 if real else 60.0), atol=1e-6)
+        assert torch.allclose(losses.discriminator_loss(zero, real),
+                              torch.full((2, ), 2 * math.log(2)))
+        assert torch.allclose(losses.discriminator_loss(sure, real),
+                              torch.full((2, ), 0.0 if real else 60.0), atol=1e-6)
     mixed = [torch.tensor([[1.0, 3.0]])]  # the mean logit counts, not the mean of the losses
     assert losses.generator_loss(mixed).item() == pytest.approx(math.log1p(math.exp(-2)))
 
@@ -38,15 +42,17 @@ def test_r1_of_a_linear_discriminator_is_its_squared_weights():
     penalty = losses.r1_penalty([logits, 2 * logits], real)
     assert torch.allclose(penalty, (3 * weight.sum(0)).square().sum().expand(3), rtol=1e-4)
     learned = torch.ones((), requires_grad=True)
-    losses.r1_penalty([learned * logits], real).sum().backward()  # second order: the penalty trains the discriminator
+    # second order: the penalty trains the discriminator
+    losses.r1_penalty([learned * logits], real).sum().backward()
     assert learned.grad.abs() > 0
 
 
 def test_edm_loss_closed_form():
-    x, noise, sigma = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.tensor([0.1, 1.0, 10.0])
+    x, noise, sigma = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4,
+                                                           4), torch.tensor([0.1, 1.0, 10.0])
     assert torch.equal(losses.edm_loss(lambda y, s, labels: x, x, sigma, noise), torch.zeros(3))
     off_by_one = losses.edm_loss(lambda y, s, labels: x + 1, x, sigma, noise)
-    assert torch.allclose(off_by_one, 16 * (sigma**2 + 0.25) / (0.5 * sigma) ** 2)
+    assert torch.allclose(off_by_one, 16 * (sigma**2 + 0.25) / (0.5 * sigma)**2)
 
 
 def test_training_noise_levels():
@@ -68,14 +74,15 @@ def l2(a, b):
 
 
 def test_consistency_loss_vanishes_for_the_consistent_student():
-    """For Gaussian data the map from any noise level to the flow's end is known: it is its own target."""
+    """For Gaussian data the map from any noise level to the flow's end is known: it is its own
+    target."""
 
     def student(x, sigma, labels=None):
-        return x * 0.5 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+        return x * 0.5 / (0.25 + sigma.view(-1, 1, 1, 1)**2).sqrt()
 
     ladder = generator_ladder(200).flip(0).float()
     x, noise = 0.5 * torch.randn(64, 1, 4, 4), torch.randn(64, 1, 4, 4)
-    index = torch.randint(2, 201, (64,))
+    index = torch.randint(2, 201, (64, ))
     loss = losses.consistency_loss(student, gaussian, l2, x, noise, index, ladder)
     assert loss.max() < 1e-5
     one_step_denoiser = losses.consistency_loss(gaussian, gaussian, l2, x, noise, index, ladder)
@@ -84,9 +91,10 @@ def test_consistency_loss_vanishes_for_the_consistent_student():
 
 def test_consistency_target_at_the_ladders_end_is_the_teachers():
     ladder = generator_ladder(18).flip(0).float()
-    x, noise, index = torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.full((4,), 2)
+    x, noise, index = torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.full((4, ), 2)
     seen = []
-    losses.consistency_loss(gaussian, gaussian, lambda a, b: seen.append(b) or l2(a, b), x, noise, index, ladder)
+    losses.consistency_loss(gaussian, gaussian, lambda a, b: seen.append(b) or l2(a, b), x, noise,
+                            index, ladder)
     noisy = x + ladder[2] * noise
     by_hand = losses.heun_step(gaussian, noisy, ladder[2].expand(4), ladder[1].expand(4))
     by_hand = losses.heun_step(gaussian, by_hand, ladder[1].expand(4), ladder[0].expand(4))
@@ -98,11 +106,13 @@ def test_tap_distance_is_a_distance(backbone):
     assert torch.allclose(tap_distance(backbone, a, a), torch.zeros(3), atol=1e-7)
     assert torch.allclose(tap_distance(backbone, a, b), tap_distance(backbone, b, a))
     assert (tap_distance(backbone, a, b) > 0).all()
-    assert (tap_distance(backbone, a, b) <= 4 * 4 + 1e-5).all()  # four taps of unit vectors, each at most 2 apart
+    # four taps of unit vectors, each at most 2 apart
+    assert (tap_distance(backbone, a, b) <= 4 * 4 + 1e-5).all()
 
 
 def point(x, sigma, labels=None, *, target_sigma=None):
-    """Data of a single image, 0.3: its denoiser is constant, and Euler jumps follow the flow exactly."""
+    """Data of a single image, 0.3: its denoiser is constant, and Euler jumps follow the flow
+    exactly."""
     target = torch.full_like(x, 0.3)
     if target_sigma is None:
         return target
@@ -136,12 +146,14 @@ def test_progressive_target_is_two_half_steps_of_the_teacher():
     def student(x, sigma, labels=None, *, target_sigma=None):
         return torch.zeros_like(x)
 
-    losses.progressive_loss(student, teacher, lambda a, b: seen.append(b) or l2(a, b), x, noise, uniform, 4)
+    losses.progressive_loss(student, teacher, lambda a, b: seen.append(b) or l2(a, b), x, noise,
+                            uniform, 4)
     sigma = [ladder_sigma(torch.tensor([r] * 3)) for r in (1.0, 0.75, 0.5)]
     start = x + sigma[0].view(-1, 1, 1, 1) * noise
     end = teacher(teacher(start, sigma[0], target_sigma=sigma[1]), sigma[1], target_sigma=sigma[2])
     ratio = (sigma[2] / sigma[0]).view(-1, 1, 1, 1)
-    assert torch.allclose(ratio * start + (1 - ratio) * seen[0], end, atol=1e-4)  # one step with this x0 ends there too
+    # one step with this x0 ends there too
+    assert torch.allclose(ratio * start + (1 - ratio) * seen[0], end, atol=1e-4)
 
 
 def test_trajectory_positions_are_nested():

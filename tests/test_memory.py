@@ -7,10 +7,10 @@ from test_trainer import GDD, VARIANTS
 
 from gdd.backbones import DigitsBackbone
 from gdd.config import Hardware
-from gdd.engine import Engine
-from gdd.memory import Peak, estimate
-from gdd.presets import TEACHERS
-from gdd.trainer import init_state, train
+from gdd.profiles import TEACHERS
+from gdd.training.engine import Engine
+from gdd.training.memory import Peak, estimate
+from gdd.training.trainer import init_state, train
 
 
 def test_peak_counts_what_lives_at_once():
@@ -32,7 +32,10 @@ def measured(config, digits, start, backbone, micro):
     """Bytes of tensors at the worst moment of three real steps."""
     engine = Engine(config, Hardware(accelerator="cpu", micro_batch_size=micro))
     state = init_state(config, start, [backbone], engine)
-    modules = [start, state.generator, state.ema, backbone, *([state.discriminator] if state.discriminator else [])]
+    modules = [
+        start, state.generator, state.ema, backbone,
+        *([state.discriminator] if state.discriminator else [])
+    ]
     peak = Peak([t for module in modules for t in (*module.parameters(), *module.buffers())])
     with peak:
         for _ in train(config, digits, start, [backbone], engine=engine, state=state):
@@ -40,11 +43,11 @@ def measured(config, digits, start, backbone, micro):
     return peak.most
 
 
-@pytest.mark.parametrize(
-    ("variant", "micro"), [("edm", 64), ("gdd-i", 64), ("gdd-i", 32), ("k-step", 64), ("gdd+cd", 64), ("ctm", 32)]
-)
+@pytest.mark.parametrize(("variant", "micro"), [("edm", 64), ("gdd-i", 64), ("gdd-i", 32),
+                                                ("k-step", 64), ("gdd+cd", 64), ("ctm", 32)])
 def test_the_estimate_is_what_a_real_run_takes(variant, micro, digits, backbone):
-    config = dataclasses.replace(GDD, **VARIANTS[variant], batch_size=64, total_images=64 * 3, d_batch_norm_images=32)
+    config = dataclasses.replace(GDD, **VARIANTS[variant], batch_size=64, total_images=64 * 3,
+                                 d_batch_norm_images=32)
     start = small_denoiser()
     real = measured(config, digits, start, backbone, micro)
     found = sum(estimate(config, start.config, [DigitsBackbone()], micro_batch_size=micro).values())
@@ -52,7 +55,8 @@ def test_the_estimate_is_what_a_real_run_takes(variant, micro, digits, backbone)
 
 
 def test_the_largest_teacher_is_estimated_without_its_memory():
-    """Adam's moments and three copies of 296 million weights: 3.55 GB and 2.37 GB, none of which is taken."""
+    """Adam's moments and three copies of 296 million weights: 3.55 GB and 2.37 GB, none of which is
+    taken."""
     network = TEACHERS["edm-imagenet-64x64-cond-adm"]
     config = dataclasses.replace(GDD, objective="edm", batch_size=2)
     needs = estimate(config, network.network, micro_batch_size=1)

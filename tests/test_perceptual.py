@@ -17,21 +17,28 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")  # lpips calls torchvision as it was called years ago
+# lpips calls torchvision as it was called years ago
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lpips_is_the_packages_with_timms_weights_at_224_pixels(weights):
     """timm's file of VGG16 holds torchvision's weights under the same names."""
     from safetensors.torch import load_file
 
     network = torchvision.models.vgg16(weights=None)
     found = load_file(weights)
-    network.features.load_state_dict({n.removeprefix("features."): t for n, t in found.items() if n.startswith("features.")})
+    network.features.load_state_dict({
+        n.removeprefix("features."): t
+        for n, t in found.items() if n.startswith("features.")
+    })
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     for part in (getattr(reference.net, f"slice{k}") for k in range(1, 6)):
         for index, layer in part.named_children():
             layer.load_state_dict(network.features[int(index)].state_dict())
     distance = Lpips(weights)
     a, b = torch.rand(2, 2, 3, 32, 32) * 2 - 1
-    large = [torch.nn.functional.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False) for x in (a, b)]
+    large = [
+        torch.nn.functional.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
+        for x in (a, b)
+    ]
     with torch.no_grad():
         assert torch.allclose(distance(a, b), reference(*large).flatten(), rtol=1e-5)
         assert torch.equal(distance(a, a), torch.zeros(2))

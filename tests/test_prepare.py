@@ -1,4 +1,5 @@
-"""Data sets in and out: what is prepared is what EDM's tool would have made, and what is wrong is named."""
+"""Data sets in and out: what is prepared is what EDM's tool would have made, and what is wrong is
+named."""
 
 import io
 import json
@@ -16,10 +17,10 @@ from conftest import SHARED
 from PIL import Image
 from test_data import png, write_zip
 
-from gdd import pictures
-from gdd.data import Streamed, open_images
-from gdd.pictures import open_pictures
-from gdd.prepare import check, prepare
+from gdd.data import pictures
+from gdd.data.images import Streamed, open_images
+from gdd.data.pictures import open_pictures
+from gdd.data.prepare import check, prepare
 
 
 def picture(seed, size=(12, 9), mode="RGB"):
@@ -42,26 +43,35 @@ def write_folder(path, files):
 
 def test_center_crop_and_lanczos_are_those_of_edms_tool(tmp_path):
     images = [picture(0, (40, 31)), picture(1, (31, 40)), picture(2, (33, 33))]
-    folder = write_folder(tmp_path / "in", {f"{k}.png": encoded(image) for k, image in enumerate(images)})
+    folder = write_folder(tmp_path / "in", {
+        f"{k}.png": encoded(image)
+        for k, image in enumerate(images)
+    })
     prepare(folder, tmp_path / "out.zip", resolution=8, transform="center-crop")
     found = open_images(str(tmp_path / "out.zip")).images
     for image, result in zip(images, found, strict=True):
         pixels, crop = np.asarray(image), min(image.size)
         h, w = pixels.shape[:2]
-        middle = pixels[(h - crop) // 2 : (h + crop) // 2, (w - crop) // 2 : (w + crop) // 2]
-        wanted = np.asarray(Image.fromarray(np.ascontiguousarray(middle)).resize((8, 8), Image.Resampling.LANCZOS))
+        middle = pixels[(h - crop) // 2:(h + crop) // 2, (w - crop) // 2:(w + crop) // 2]
+        wanted = np.asarray(
+            Image.fromarray(np.ascontiguousarray(middle)).resize((8, 8), Image.Resampling.LANCZOS))
         assert np.array_equal(result.permute(1, 2, 0).numpy(), wanted)
 
 
 def test_a_prepared_zip_has_edms_layout(tmp_path):
-    files = {f"{name}/x/{k}.png": encoded(picture(k, (8, 8))) for name in ("dog", "cat") for k in (0, 1)}
+    files = {
+        f"{name}/x/{k}.png": encoded(picture(k, (8, 8)))
+        for name in ("dog", "cat")
+        for k in (0, 1)
+    }
     folder = write_folder(tmp_path / "in", files | {"cat/._0.png": b"x", "notes.txt": b"x"})
     assert prepare(folder, tmp_path / "out.zip") == 4
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == [f"00000/img{k:08d}.png" for k in range(4)] + ["dataset.json"]
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
         labels = json.loads(archive.read("dataset.json"))["labels"]
-    assert labels == [[f"00000/img{k:08d}.png", k // 2] for k in range(4)]  # cat before dog: alphabetical
+    # cat before dog: alphabetical
+    assert labels == [[f"00000/img{k:08d}.png", k // 2] for k in range(4)]
     from_folder, from_zip = open_images(str(folder)), open_images(str(tmp_path / "out.zip"))
     assert torch.equal(from_folder.images, from_zip.images)
     assert from_folder.labels.tolist() == from_zip.labels.tolist() == [0, 0, 1, 1]
@@ -70,7 +80,10 @@ def test_a_prepared_zip_has_edms_layout(tmp_path):
 
 def test_grey_cmyk_and_palette_become_rgb_when_asked(tmp_path):
     modes = {"a.png": "RGB", "b.png": "L", "c.jpg": "CMYK", "d.png": "P", "e.png": "RGBA"}
-    files = {n: encoded(picture(0, (8, 8), m), "jpeg" if n.endswith("jpg") else "png") for n, m in modes.items()}
+    files = {
+        n: encoded(picture(0, (8, 8), m), "jpeg" if n.endswith("jpg") else "png")
+        for n, m in modes.items()
+    }
     folder = write_folder(tmp_path / "in", files)
     assert prepare(folder, tmp_path / "out.zip", rgb=True) == 5
     found = open_images(str(tmp_path / "out.zip")).images
@@ -82,12 +95,16 @@ def test_grey_cmyk_and_palette_become_rgb_when_asked(tmp_path):
 
 def cifar_batch(k, n=4):
     rng = np.random.default_rng(k)
-    return {"data": rng.integers(0, 256, (n, 3072), np.uint8), "labels": rng.integers(0, 10, n).tolist()}
+    return {
+        "data": rng.integers(0, 256, (n, 3072), np.uint8),
+        "labels": rng.integers(0, 10, n).tolist()
+    }
 
 
 @pytest.fixture
 def cifar(tmp_path):
-    """CIFAR-10's python batches, a few images each, as a folder and as the archive it is published as."""
+    """CIFAR-10's python batches, a few images each, as a folder and as the archive it is published
+    as."""
     folder = tmp_path / "cifar-10-batches-py"
     write_folder(folder, {f"data_batch_{k}": pickle.dumps(cifar_batch(k), 2) for k in range(1, 6)})
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
@@ -101,7 +118,8 @@ def test_cifar_batches_become_a_zip(cifar, tmp_path):
         assert prepare(source, target) == 20
         found = open_images(str(target))
         batch = cifar_batch(3)
-        assert torch.equal(found.images[8:12], torch.from_numpy(batch["data"].reshape(4, 3, 32, 32)))
+        assert torch.equal(found.images[8:12], torch.from_numpy(batch["data"].reshape(4, 3, 32,
+                                                                                      32)))
         assert found.labels[8:12].tolist() == batch["labels"]
 
 
@@ -117,21 +135,26 @@ def test_check_reports_what_a_set_holds(tmp_path):
     assert "2 duplicates, first 5.png = 0.png" in text
     assert check(path).digest == report.digest
     files["3.png"] = encoded(picture(99, (8, 8)))
-    assert check(write_zip(tmp_path / "b.zip", files | {"dataset.json": listed})).digest != report.digest
+    assert check(write_zip(tmp_path / "b.zip",
+                           files | {"dataset.json": listed})).digest != report.digest
 
 
-# --- what is wrong -----------------------------------------------------------------------------------------------------------
+# --- what is wrong
+# -----------------------------------------------------------------------------------------------------------
 
 
 def sixteen_bit_rgb():
-    """An 8x8 RGB PNG of 16 bits per channel, which Pillow would open as 8-bit RGB without a word."""
+    """An 8x8 RGB PNG of 16 bits per channel, which Pillow would open as 8-bit RGB without a
+    word."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(
+            ">I", zlib.crc32(kind + data))
 
     rows = b"".join(b"\0" + bytes(range(48)) for _ in range(8))
     header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(
+        b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def bomb(side):
@@ -144,30 +167,78 @@ def bomb(side):
 
 GOOD = png()
 BAD = {
-    "truncated png": ({"b.png": encoded(picture(0, (64, 64)))[:900]}, "b.png cannot be read as an image"),
-    "truncated jpeg": ({"b.jpg": encoded(picture(0, (64, 64)), "jpeg")[:900]}, "b.jpg cannot be read as an image"),
-    "broken checksum": ({"b.png": GOOD[:40] + b"\xff" + GOOD[41:]}, "b.png cannot be read as an image"),
-    "grey among colour": ({"b.png": png(mode="L")}, "b.png is 8x8 grey, but a.png|b.png is 8x8 grey|differ in size or colour"),
-    "alpha": ({"b.png": png(mode="RGBA")}, "b.png has mode RGBA"),
-    "palette": ({"b.png": png(mode="P")}, "b.png has mode P"),
-    "cmyk": ({"b.jpg": encoded(picture(0, (8, 8), "CMYK"), "jpeg")}, "b.jpg has mode CMYK"),
-    "16 bit grey": ({"b.png": encoded(Image.fromarray(np.zeros((8, 8), np.uint16)))}, "b.png .* more than 8 bits per channel"),
-    "16 bit colour": ({"b.png": sixteen_bit_rgb()}, "b.png .* more than 8 bits per channel"),
-    "decompression bomb": ({"b.png": bomb(9_000)}, "b.png .* declares 9000x9000 pixels"),
-    "larger bomb": ({"b.png": bomb(30_000)}, "b.png .* could be decompression bomb"),
-    "other size": ({"b.png": png((9, 9))}, "9x9 RGB"),
-    "climbing name": ({"../b.png": GOOD}, r"'\.\./b\.png' leads out of the archive"),
-    "absolute name": ({"/tmp/b.png": GOOD}, "leads out of the archive"),
-    "drive": ({"C:\\b.png": GOOD}, "leads out of the archive"),
-    "json: text": ({"dataset.json": b"labels"}, "dataset.json is not"),
-    "json: list": ({"dataset.json": b"[1]"}, "dataset.json is not"),
-    "json: shape": ({"dataset.json": b'{"labels": [["a.png"]]}'}, "dataset.json is not"),
-    "json: class name": ({"dataset.json": b'{"labels": [["a.png", "cat"]]}'}, "class 'cat' of 'a.png'"),
-    "json: negative": ({"dataset.json": b'{"labels": [["a.png", -1]]}'}, "class -1 of 'a.png'"),
-    "json: nested": ({"dataset.json": b"[" * 100_000}, "dataset.json is not"),
-    "json: missing": ({"dataset.json": b'{"labels": []}'}, "no label for a.png"),
-    "json: more": ({"dataset.json": b'{"labels": [["a.png", 0], ["../c.png", 1]]}'}, r"lists \.\./c\.png"),
-    "json: twice": ({"dataset.json": b'{"labels": [["a.png", 0], ["a.png", 1]]}'}, "a name twice"),
+    "truncated png": ({
+        "b.png": encoded(picture(0, (64, 64)))[:900]
+    }, "b.png cannot be read as an image"),
+    "truncated jpeg": ({
+        "b.jpg": encoded(picture(0, (64, 64)), "jpeg")[:900]
+    }, "b.jpg cannot be read as an image"),
+    "broken checksum": ({
+        "b.png": GOOD[:40] + b"\xff" + GOOD[41:]
+    }, "b.png cannot be read as an image"),
+    "grey among colour": ({
+        "b.png": png(mode="L")
+    }, "b.png is 8x8 grey, but a.png|b.png is 8x8 grey|differ in size or colour"),
+    "alpha": ({
+        "b.png": png(mode="RGBA")
+    }, "b.png has mode RGBA"),
+    "palette": ({
+        "b.png": png(mode="P")
+    }, "b.png has mode P"),
+    "cmyk": ({
+        "b.jpg": encoded(picture(0, (8, 8), "CMYK"), "jpeg")
+    }, "b.jpg has mode CMYK"),
+    "16 bit grey": ({
+        "b.png": encoded(Image.fromarray(np.zeros((8, 8), np.uint16)))
+    }, "b.png .* more than 8 bits per channel"),
+    "16 bit colour": ({
+        "b.png": sixteen_bit_rgb()
+    }, "b.png .* more than 8 bits per channel"),
+    "decompression bomb": ({
+        "b.png": bomb(9_000)
+    }, "b.png .* declares 9000x9000 pixels"),
+    "larger bomb": ({
+        "b.png": bomb(30_000)
+    }, "b.png .* could be decompression bomb"),
+    "other size": ({
+        "b.png": png((9, 9))
+    }, "9x9 RGB"),
+    "climbing name": ({
+        "../b.png": GOOD
+    }, r"'\.\./b\.png' leads out of the archive"),
+    "absolute name": ({
+        "/tmp/b.png": GOOD
+    }, "leads out of the archive"),
+    "drive": ({
+        "C:\\b.png": GOOD
+    }, "leads out of the archive"),
+    "json: text": ({
+        "dataset.json": b"labels"
+    }, "dataset.json is not"),
+    "json: list": ({
+        "dataset.json": b"[1]"
+    }, "dataset.json is not"),
+    "json: shape": ({
+        "dataset.json": b'{"labels": [["a.png"]]}'
+    }, "dataset.json is not"),
+    "json: class name": ({
+        "dataset.json": b'{"labels": [["a.png", "cat"]]}'
+    }, "class 'cat' of 'a.png'"),
+    "json: negative": ({
+        "dataset.json": b'{"labels": [["a.png", -1]]}'
+    }, "class -1 of 'a.png'"),
+    "json: nested": ({
+        "dataset.json": b"[" * 100_000
+    }, "dataset.json is not"),
+    "json: missing": ({
+        "dataset.json": b'{"labels": []}'
+    }, "no label for a.png"),
+    "json: more": ({
+        "dataset.json": b'{"labels": [["a.png", 0], ["../c.png", 1]]}'
+    }, r"lists \.\./c\.png"),
+    "json: twice": ({
+        "dataset.json": b'{"labels": [["a.png", 0], ["a.png", 1]]}'
+    }, "a name twice"),
 }
 
 
@@ -176,7 +247,8 @@ BAD = {
 def test_what_is_wrong_with_a_zip_is_named_everywhere(name, tmp_path):
     files, message = BAD[name]
     path = write_zip(tmp_path / "a.zip", {"a.png": GOOD} | files)
-    for attempt in (lambda: open_images(path), lambda: prepare(path, tmp_path / "out.zip"), lambda: raise_problems(path)):
+    for attempt in (lambda: open_images(path), lambda: prepare(path, tmp_path / "out.zip"),
+                    lambda: raise_problems(path)):
         with pytest.raises(ValueError, match=message) as caught:
             attempt()
         assert "a.zip" in str(caught.value)
@@ -196,10 +268,11 @@ def test_damaged_archives(tmp_path, cifar):
     (tmp_path / "flipped.zip").write_bytes(flipped)
     with pytest.raises(ValueError, match="another kind of file"):
         open_images(str(tmp_path / "cut.zip"))
-    with pytest.raises(ValueError, match=r"flipped\.zip: a\.png cannot be read as an image: Bad CRC"):
+    with pytest.raises(ValueError,
+                       match=r"flipped\.zip: a\.png cannot be read as an image: Bad CRC"):
         open_images(str(tmp_path / "flipped.zip"))
     archive = cifar[1].read_bytes()
-    cifar[1].write_bytes(archive[: len(archive) // 2])
+    cifar[1].write_bytes(archive[:len(archive) // 2])
     with pytest.raises(ValueError, match=r"not a whole cifar-10-python\.tar\.gz"):
         open_pictures(cifar[1])
     (cifar[0] / "data_batch_2").write_bytes(b"\x80\x02cos\nsystem\n.")
@@ -213,13 +286,15 @@ def test_an_entry_that_unpacks_to_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(1001))
-    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: it unpacks to 1,001 bytes"):
+    with pytest.raises(ValueError,
+                       match=r"a\.png cannot be read as an image: it unpacks to 1,001 bytes"):
         open_images(str(tmp_path / "a.zip"))
 
 
 def test_prepare_refuses_what_it_cannot_do_and_leaves_nothing(tmp_path, monkeypatch):
     source = write_zip(tmp_path / "in.zip", {"a.png": encoded(picture(0, (8, 6)))})
-    with pytest.raises(ValueError, match=r"a\.png is 8x6 RGB, not square; give --transform center-crop"):
+    with pytest.raises(ValueError,
+                       match=r"a\.png is 8x6 RGB, not square; give --transform center-crop"):
         prepare(source, tmp_path / "out.zip", resolution=4)
     with pytest.raises(ValueError, match="center-crop needs a resolution"):
         prepare(source, tmp_path / "out.zip", transform="center-crop")

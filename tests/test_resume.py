@@ -1,4 +1,5 @@
-"""train(2N) is train(N), kill -9 and resume(N), bit for bit, wherever the kill strikes: one process and two."""
+"""train(2N) is train(N), kill -9 and resume(N), bit for bit, wherever the kill strikes: one process
+and two."""
 
 import dataclasses
 import itertools
@@ -14,11 +15,11 @@ from conftest import small_denoiser
 from test_engine import free_port
 from test_trainer import GDD
 
-from gdd import checkpoint
 from gdd.backbones import DigitsBackbone
 from gdd.config import Hardware, Keep
-from gdd.data import load_digits
-from gdd.run import run
+from gdd.data.images import load_digits
+from gdd.training.run import run
+from gdd.weights import checkpoint
 
 CONFIG = dataclasses.replace(GDD, total_images=16 * 40, freeze="gdd-i", d_batch_norm_images=8)
 KEEP = Keep(ticks=20)
@@ -26,7 +27,8 @@ KILLS = 20
 
 
 def train_until(folder, processes, dies_in_write):
-    """A process's whole life. `dies_in_write` is (n, share): it kills itself when `share` of the n-th state lies on the disk."""
+    """A process's whole life. `dies_in_write` is (n, share): it kills itself when `share` of the
+    n-th state lies on the disk."""
     torch.set_num_threads(1)
     os.environ |= processes
     if dies_in_write and processes.get("RANK", "0") == "0":
@@ -48,29 +50,45 @@ def train_until(folder, processes, dies_in_write):
 
     torch.manual_seed(0)
     backbone = DigitsBackbone().eval()
-    run(folder, CONFIG, load_digits(), small_denoiser(), [backbone], keep=KEEP, hardware=Hardware(accelerator="cpu"),
-        evaluate=keep_all)  # fmt: skip
+    run(folder, CONFIG, load_digits(), small_denoiser(), [backbone], keep=KEEP,
+        hardware=Hardware(accelerator="cpu"), evaluate=keep_all)
 
 
 @pytest.fixture(scope="module")
 def server():
     """Processes that start with torch imported, and without what this one has done."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["gdd.run", "sklearn.datasets", "test_resume"])
+    context.set_forkserver_preload(["gdd.training.run", "sklearn.datasets", "test_resume"])
     return context
 
 
 def live(server, folder, world, seconds=None, dies_in_write=None):
-    """Start a run and kill -9 it after `seconds`, or in a write; returns whether it finished before."""
+    """Start a run and kill -9 it after `seconds`, or in a write; returns whether it finished
+    before."""
     port, environments = str(free_port()), [{}]
     if world > 1:
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environments = [common | {"RANK": str(k), "LOCAL_RANK": str(k), "TORCHELASTIC_RUN_ID": "t"} for k in range(world)]
-    processes = [server.Process(target=train_until, args=(folder, e, dies_in_write)) for e in environments]
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2"
+        }
+        environments = [
+            common | {
+                "RANK": str(k),
+                "LOCAL_RANK": str(k),
+                "TORCHELASTIC_RUN_ID": "t"
+            } for k in range(world)
+        ]
+    processes = [
+        server.Process(target=train_until, args=(folder, e, dies_in_write)) for e in environments
+    ]
     for process in processes:
         process.start()
     deadline = time.monotonic() + (90 if seconds is None else seconds)
-    while time.monotonic() < deadline and any(p.exitcode is None for p in processes) and not any(p.exitcode for p in processes):
+    while time.monotonic() < deadline and any(p.exitcode is None
+                                              for p in processes) and not any(p.exitcode
+                                                                              for p in processes):
         time.sleep(0.005)
     killed = any(process.exitcode != 0 for process in processes)
     for process in processes:
@@ -96,7 +114,8 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, server, tmp_path):
         folder, finished = tmp_path / f"killed-{attempt}", False
         while not finished:
             if chance.random() < 0.4:
-                finished = live(server, folder, world, dies_in_write=(chance.randint(1, 12), chance.random()))
+                finished = live(server, folder, world,
+                                dies_in_write=(chance.randint(1, 12), chance.random()))
                 in_writes += not finished
             else:
                 finished = live(server, folder, world, seconds=chance.uniform(0.1, 0.6) * life)
@@ -104,7 +123,8 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, server, tmp_path):
         found, _ = checkpoint.read_tensors(folder / "all.safetensors")
         assert found.keys() == expected.keys()
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-        assert (folder / "final.safetensors").read_bytes() == (tmp_path / "whole" / "final.safetensors").read_bytes()
+        assert (folder / "final.safetensors").read_bytes() == (tmp_path / "whole" /
+                                                               "final.safetensors").read_bytes()
         assert not list(folder.glob(".*safetensors*"))  # nothing of the torn writes is left
         if kills >= KILLS:
             break

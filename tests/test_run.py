@@ -1,4 +1,5 @@
-"""A run's folder: what is in it, who may write to it, and what becomes of a run that cannot go on."""
+"""A run's folder: what is in it, who may write to it, and what becomes of a run that cannot go
+on."""
 
 import dataclasses
 import errno
@@ -17,15 +18,16 @@ from conftest import TINY, small_denoiser
 from PIL import Image
 from test_trainer import GDD
 
-from gdd import checkpoint, losses
+from gdd import losses
 from gdd.backbones import DigitsBackbone
 from gdd.config import Keep
-from gdd.data import load_digits
+from gdd.data.images import load_digits
 from gdd.denoiser import Denoiser
-from gdd.engine import Engine
-from gdd.folder import RunFolder
-from gdd.run import run
-from gdd.trainer import draw_batch, init_state
+from gdd.training.engine import Engine
+from gdd.training.folder import RunFolder
+from gdd.training.run import run
+from gdd.training.trainer import draw_batch, init_state
+from gdd.weights import checkpoint
 
 QUARTERS = Keep(ticks=4)  # GDD takes four steps
 
@@ -37,10 +39,12 @@ class Killed(BaseException):
 def go(folder, config=GDD, **options):
     torch.manual_seed(0)
     backbone = DigitsBackbone().eval()
-    return run(folder, config, load_digits(), small_denoiser(), [backbone], **{"keep": QUARTERS} | options)
+    return run(folder, config, load_digits(), small_denoiser(), [backbone],
+               **{"keep": QUARTERS} | options)
 
 
 def stop_after(images):
+
     def evaluate(state):
         if state.images_seen > images:
             raise Killed
@@ -67,9 +71,11 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path):
     assert starts[0]["versions"]["torch"] == torch.__version__.split("+")[0]
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
-        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True,
+                              text=True, check=True).stdout.strip()
         assert starts[0]["git"].rstrip("+") == head
-    assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(GDD)))
+    assert json.loads(
+        (folder / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(GDD)))
     log = pd.read_csv(folder / "log.csv")
     assert log["images"].tolist() == [16, 32, 48, 64]
     assert (log["images_per_s"] > 0).all()
@@ -81,16 +87,22 @@ def test_a_changed_config_is_named_field_by_field_and_refused_unless_asked_for(t
         go(tmp_path, evaluate=stop_after(16))
     changed = dataclasses.replace(GDD, lr=0.5, r1_interval=3)
     with pytest.raises(
-        ValueError, match=r"lr: 0.001 there, 0.5 now; r1_interval: 2 there, 3 now.* --allow-change lr r1_interval"
+            ValueError, match=
+            r"lr: 0.001 there, 0.5 now; r1_interval: 2 there, 3 now.* --allow-change lr r1_interval"
     ):
         go(tmp_path, changed)
-    with pytest.raises(ValueError, match=r"freeze: 'none' there, 'gdd-i' now.*; name another folder or delete it$"):
+    with pytest.raises(
+            ValueError,
+            match=r"freeze: 'none' there, 'gdd-i' now.*; name another folder or delete it$"):
         go(tmp_path, dataclasses.replace(changed, freeze="gdd-i"))  # other tensors: no way on
     with pytest.raises(ValueError, match=r"\(r1_interval: 2 there, 3 now\)"):
-        go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("lr",)))
-    with pytest.raises(ValueError, match=r"allow_change takes fields of the config but objective, freeze, .*; got freeze, size"):
+        go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("lr", )))
+    with pytest.raises(
+            ValueError, match=
+            r"allow_change takes fields of the config but objective, freeze, .*; got freeze, size"):
         go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("freeze", "size")))
-    final = go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("lr", "r1_interval")))
+    final = go(tmp_path, changed, keep=dataclasses.replace(QUARTERS,
+                                                           allow_change=("lr", "r1_interval")))
     assert checkpoint.read_metadata(final)["train"]["lr"] == 0.5
     assert json.loads((tmp_path / "config.json").read_text())["r1_interval"] == 3
 
@@ -107,7 +119,8 @@ def test_another_teacher_is_refused(tmp_path):
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):
-    with RunFolder(tmp_path, Engine(GDD)), pytest.raises(BlockingIOError, match="is in use by another run"):
+    with RunFolder(tmp_path, Engine(GDD)), pytest.raises(BlockingIOError,
+                                                         match="is in use by another run"):
         go(tmp_path)
     assert go(tmp_path).exists()
 
@@ -119,7 +132,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_disk_too_small_for_the_states_is_found_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage",
+                        lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(OSError, match=r"has 1e-06 GB free; a state takes"):
         go(tmp_path)
     assert names(tmp_path) == []
@@ -138,7 +152,8 @@ def test_a_disk_that_fills_up_leaves_the_last_state(tmp_path, monkeypatch):
     folder = tmp_path / "full"
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save_file", full)
-        with pytest.raises(OSError, match=r"cannot write .*state.safetensors: No space left on device"):
+        with pytest.raises(OSError,
+                           match=r"cannot write .*state.safetensors: No space left on device"):
             go(folder)
     assert names(folder) == ["config.json", "environment.json", "log.csv", "state.safetensors"]
     assert checkpoint.read_metadata(folder / "state.safetensors")["images_seen"] == 32
@@ -150,17 +165,21 @@ def test_each_tick_leaves_a_grid_from_the_same_seeds(tmp_path):
     for folder in ("a", "b"):
         go(tmp_path / folder, keep=keep)
     pictures = [sorted((tmp_path / folder / "samples").iterdir()) for folder in ("a", "b")]
-    assert [path.name for path in pictures[0]] == [f"{images:012d}.png" for images in (16, 32, 48, 64)]
-    assert [path.read_bytes() for path in pictures[0]] == [path.read_bytes() for path in pictures[1]]
-    assert len({path.read_bytes() for path in pictures[0]}) == 4  # the network changes, the seeds do not
+    assert [path.name
+            for path in pictures[0]] == [f"{images:012d}.png" for images in (16, 32, 48, 64)]
+    assert [path.read_bytes()
+            for path in pictures[0]] == [path.read_bytes() for path in pictures[1]]
+    # the network changes, the seeds do not
+    assert len({path.read_bytes() for path in pictures[0]}) == 4
     assert Image.open(pictures[0][0]).size == (4 * 10 * 8, 3 * 10 * 8)
 
 
 def test_a_conditional_run_shows_a_class_per_column(tmp_path):
     config = dataclasses.replace(GDD, total_images=16)
     network = Denoiser.from_config(TINY | {"label_dim": 10})
-    run(tmp_path, config, load_digits(), network, [DigitsBackbone().eval()], keep=Keep(ticks=1, samples=20))
-    (picture,) = (tmp_path / "samples").iterdir()
+    run(tmp_path, config, load_digits(), network, [DigitsBackbone().eval()],
+        keep=Keep(ticks=1, samples=20))
+    (picture, ) = (tmp_path / "samples").iterdir()
     assert Image.open(picture).size == (10 * 10 * 8, 2 * 10 * 8)
 
 
@@ -181,10 +200,11 @@ def test_tensorboard_has_the_logs_curves_once(tmp_path):
 
 
 def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+
     def missing(*arguments, **options):
         raise ModuleNotFoundError("no tensorboard")
 
-    monkeypatch.setattr("gdd.run.TensorBoardLogger", missing)
+    monkeypatch.setattr("gdd.training.run.TensorBoardLogger", missing)
     assert go(tmp_path, keep=dataclasses.replace(QUARTERS, tensorboard=True)).exists()
     assert "TensorBoard is not installed: log.csv has the same curves" in capsys.readouterr().out
 
@@ -209,6 +229,7 @@ def nan_at(monkeypatch):
     loss, calls = losses.generator_loss, []
 
     def patch(*bad):
+
         def broken(logits, kind):
             calls.append(1)
             return loss(logits, kind) * (math.nan if not bad or len(calls) in bad else 1)
@@ -221,11 +242,14 @@ def nan_at(monkeypatch):
 def test_not_finite_stops_by_default_and_the_same_command_goes_on(tmp_path, nan_at):
     whole = go(tmp_path / "whole")
     nan_at(3)
-    with pytest.raises(FloatingPointError, match=r"stopped after 32 images: loss_g is nan; last good state: .*state.safetensors"):
+    with pytest.raises(
+            FloatingPointError,
+            match=r"stopped after 32 images: loss_g is nan; last good state: .*state.safetensors"):
         go(tmp_path / "nan")
     assert go(tmp_path / "nan").read_bytes() == whole.read_bytes()
     nan_at()
-    with pytest.raises(FloatingPointError, match=r"stopped after 0 images: loss_g is nan; no state had been saved yet"):
+    with pytest.raises(FloatingPointError,
+                       match=r"stopped after 0 images: loss_g is nan; no state had been saved yet"):
         go(tmp_path / "at once")
 
 
@@ -237,7 +261,9 @@ def test_skipped_steps_are_counted_and_bounded(tmp_path, nan_at):
     assert log["skipped"].fillna(0).tolist() == [0, 1, 2, 2]
     assert log["loss_g"].isna().tolist() == [False, True, True, False]
     nan_at()
-    with pytest.raises(FloatingPointError, match=r"stopped after 32 images: loss_g is nan, and 2 steps had been skipped before"):
+    with pytest.raises(
+            FloatingPointError,
+            match=r"stopped after 32 images: loss_g is nan, and 2 steps had been skipped before"):
         go(tmp_path / "more", keep=keep)
 
 
@@ -253,7 +279,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, monkeypatch):
         go(tmp_path)
 
 
-def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at, tiny, digits, backbone):
+def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at, tiny, digits,
+                                                               backbone):
     keep = dataclasses.replace(QUARTERS, on_nan="rollback", max_skips=3)
     go(tmp_path / "whole")
     nan_at(3)
@@ -265,7 +292,8 @@ def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at,
     assert logs[0]["loss_g"][2] != logs[1]["loss_g"][2]
     assert final.exists()
     nan_at()
-    with pytest.raises(FloatingPointError, match=r"stopped after 0 images: loss_g is nan; last good state"):
+    with pytest.raises(FloatingPointError,
+                       match=r"stopped after 0 images: loss_g is nan; last good state"):
         go(tmp_path / "always", keep=keep)
 
     state, engine = init_state(GDD, tiny, [backbone]), Engine(GDD)
@@ -279,7 +307,8 @@ def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at,
 def test_a_run_leaves_signals_to_its_caller(tmp_path):
     """A pool's workers must die of Ctrl-C: only the command that asked for it saves first."""
     seen = []
-    go(tmp_path, keep=Keep(ticks=1), evaluate=lambda state: seen.append(signal.getsignal(signal.SIGINT)) or {})
+    go(tmp_path, keep=Keep(ticks=1),
+       evaluate=lambda state: seen.append(signal.getsignal(signal.SIGINT)) or {})
     assert seen == [signal.getsignal(signal.SIGINT)]
 
 

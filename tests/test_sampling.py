@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdd import sampling
-from gdd.data import to_uint8
+from gdd.data.images import to_uint8
 
 DATA_STD = 0.5
 
@@ -19,7 +19,7 @@ def gaussian(x, sigma, labels=None, *, target_sigma=None):
 
 
 def exact(latents):
-    return latents * sampling.SIGMA_MAX * DATA_STD / (DATA_STD**2 + sampling.SIGMA_MAX**2) ** 0.5
+    return latents * sampling.SIGMA_MAX * DATA_STD / (DATA_STD**2 + sampling.SIGMA_MAX**2)**0.5
 
 
 def test_ladder_is_edms():
@@ -28,10 +28,11 @@ def test_ladder_is_edms():
     assert ladder[0] == pytest.approx(80)
     assert ladder[-2] == pytest.approx(0.002)
     assert ladder[-1] == 0
-    roots = ladder[:-1] ** (1 / 7)
+    roots = ladder[:-1]**(1 / 7)
     assert torch.allclose(roots.diff(), roots.diff()[0].expand(17))
     assert sampling.sigma_ladder(1).tolist() == pytest.approx([80, 0])
-    assert sampling.generator_ladder(4).tolist() == pytest.approx(sampling.sigma_ladder(5)[:-1].tolist())
+    assert sampling.generator_ladder(4).tolist() == pytest.approx(
+        sampling.sigma_ladder(5)[:-1].tolist())
     with pytest.raises(ValueError, match="steps"):
         sampling.sigma_ladder(0)
 
@@ -45,7 +46,7 @@ def test_solvers_converge_at_their_order_to_the_closed_form(second_order, order)
         # a ladder without the final jump to 0, so that the last step does not mix another order in
         sigmas = sampling.sigma_ladder(steps, sigma_min=1.0)[:-1]
         *_, last = sampling.solve(gaussian, latents, sigmas=sigmas, second_order=second_order)
-        truth = latents * 80 * ((DATA_STD**2 + 1) / (DATA_STD**2 + 80**2)) ** 0.5
+        truth = latents * 80 * ((DATA_STD**2 + 1) / (DATA_STD**2 + 80**2))**0.5
         errors.append(float((last.x - truth).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
@@ -54,7 +55,8 @@ def test_heun_and_one_step_on_gaussian_data():
     latents, _ = sampling.draw_latents(range(4), (1, 4, 4))
     assert torch.allclose(sampling.heun(gaussian, latents, steps=64), exact(latents), rtol=1e-2)
     assert torch.allclose(sampling.one_step(gaussian, latents), gaussian(latents * 80, 80.0))
-    assert torch.allclose(sampling.k_step(gaussian, latents, steps=1), sampling.one_step(gaussian, latents))
+    assert torch.allclose(sampling.k_step(gaussian, latents, steps=1),
+                          sampling.one_step(gaussian, latents))
 
 
 def test_k_step_and_two_step_follow_their_definition(tiny):
@@ -65,10 +67,12 @@ def test_k_step_and_two_step_follow_their_definition(tiny):
         v = v + (x0 - v) / sigma * (sigma - target)
     assert torch.allclose(sampling.k_step(tiny, latents, steps=3), x0, atol=1e-4)
     middle = tiny(latents * 80, 80.0, target_sigma=0.8)
-    assert torch.allclose(sampling.two_step(tiny, latents, middle_sigma=0.8), tiny(middle, 0.8), atol=1e-5)
+    assert torch.allclose(sampling.two_step(tiny, latents, middle_sigma=0.8), tiny(middle, 0.8),
+                          atol=1e-5)
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [("heun:5", 9), ("euler:5", 5), ("one-step", 1), ("k-step:4", 4), ("two-step", 2)])
+@pytest.mark.parametrize(("sampler", "calls"), [("heun:5", 9), ("euler:5", 5), ("one-step", 1),
+                                                ("k-step:4", 4), ("two-step", 2)])
 def test_network_calls_are_what_the_name_says(sampler, calls):
     count = 0
 
@@ -82,7 +86,8 @@ def test_network_calls_are_what_the_name_says(sampler, calls):
 
 
 @settings(deadline=None, max_examples=8)
-@given(first=st.integers(0, 2**40), sampler=st.sampled_from(["heun:3", "one-step", "k-step:2", "two-step:0.8"]))
+@given(first=st.integers(0, 2**40),
+       sampler=st.sampled_from(["heun:3", "one-step", "k-step:2", "two-step:0.8"]))
 def test_image_k_is_a_function_of_its_seed(first, sampler):
     from conftest import TINY
 
@@ -90,10 +95,14 @@ def test_image_k_is_a_function_of_its_seed(first, sampler):
 
     torch.manual_seed(0)
     denoiser = Denoiser.from_config(TINY | {"label_dim": 10})
-    for parameter in denoiser.parameters():  # an untrained network answers every seed with almost the same image
+    # an untrained network answers every seed with almost the same image
+    for parameter in denoiser.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     seeds = range(first, first + 8)
-    runs = [torch.cat(list(sampling.generate(denoiser, seeds, sampler=sampler, batch_size=size))) for size in (1, 3, 8)]
+    runs = [
+        torch.cat(list(sampling.generate(denoiser, seeds, sampler=sampler, batch_size=size)))
+        for size in (1, 3, 8)
+    ]
     for images in runs[1:]:
         assert torch.allclose(images, runs[0], atol=1e-4)
         assert (to_uint8(images).int() - to_uint8(runs[0]).int()).abs().max() <= 1
@@ -107,7 +116,8 @@ def test_latents_do_not_depend_on_their_neighbours():
     assert label[0] == labels[1]
 
 
-@pytest.mark.parametrize("spec", ["heun:x", "heun:0", "k-step", "two-step:90", "one-step:3", "dpm", ""])
+@pytest.mark.parametrize("spec",
+                         ["heun:x", "heun:0", "k-step", "two-step:90", "one-step:3", "dpm", ""])
 def test_unknown_samplers_are_refused(spec):
     with pytest.raises(ValueError, match="sampler must be one of"):
         sampling.parse_sampler(spec)

@@ -1,4 +1,5 @@
-"""The house rules a reader relies on: borders between modules, environments in step, notebooks stripped and parameterised."""
+"""The house rules a reader relies on: borders between modules, environments in step, notebooks
+stripped and parameterised."""
 
 import ast
 import re
@@ -52,7 +53,8 @@ def requirement(text):
 
 def test_environments_are_in_step():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = dict(map(requirement, project["dependencies"] + project["optional-dependencies"]["dev"]))
+    wanted = dict(
+        map(requirement, project["dependencies"] + project["optional-dependencies"]["dev"]))
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in conda if isinstance(entry, dict))
     found = dict(map(requirement, [entry for entry in conda if isinstance(entry, str)] + pip))
@@ -60,9 +62,15 @@ def test_environments_are_in_step():
     assert {found.pop(extra) for extra in ("make", "pip")} == {""}
     assert found == wanted
 
-    lock = dict(line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line)
-    assert not {name for name in wanted if name.replace("_", "-") not in {key.replace("_", "-") for key in lock}}
-    assert (lock["torch"], lock["torchvision"]) == ("2.15.0", "0.29.2")  # a pair: change both or neither
+    lock = dict(line.lower().split("==")
+                for line in (ROOT / "requirements.lock").read_text().split() if "==" in line)
+    assert not {
+        name
+        for name in wanted if name.replace("_", "-") not in {key.replace("_", "-")
+                                                             for key in lock}
+    }
+    # a pair: change both or neither
+    assert (lock["torch"], lock["torchvision"]) == ("2.15.0", "0.29.2")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -71,9 +79,10 @@ def test_notebooks_are_stripped_and_parameterised(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.cells[0].source.startswith("# ")
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    (parameters, ) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     for statement in ast.parse(parameters.source).body:
         assert isinstance(statement, ast.Assign)
-        ast.literal_eval(statement.value)  # literals only: a derived value would not follow an injected parameter
+        # literals only: a derived value would not follow an injected parameter
+        ast.literal_eval(statement.value)
     assert "save_figure" in code[-1].source
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}

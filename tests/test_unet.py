@@ -17,8 +17,14 @@ GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 def golden(request):
     arrays = np.load(request.param)
     denoiser = Denoiser.from_config(json.loads(bytes(arrays["config_json"])))
-    denoiser.load_state_dict({k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")})
-    return denoiser.eval(), {k: torch.from_numpy(arrays[k]) for k in arrays if k.startswith(("in/", "out/"))}
+    denoiser.load_state_dict({
+        k.removeprefix("state/"): torch.from_numpy(arrays[k])
+        for k in arrays if k.startswith("state/")
+    })
+    return denoiser.eval(), {
+        k: torch.from_numpy(arrays[k])
+        for k in arrays if k.startswith(("in/", "out/"))
+    }
 
 
 def difference(a, b):
@@ -30,7 +36,8 @@ def test_single_calls_agree_with_the_official_networks(golden):
     denoiser, arrays = golden
     call = (arrays["in/x"], arrays["in/sigma"], arrays.get("in/class_labels"))
     assert difference(denoiser(*call), arrays["out/denoised_without_augment_labels"]) < 1e-5
-    assert difference(denoiser(*call, augment_labels=arrays.get("in/augment_labels")), arrays["out/denoised"]) < 1e-5
+    assert difference(denoiser(*call, augment_labels=arrays.get("in/augment_labels")),
+                      arrays["out/denoised"]) < 1e-5
 
 
 @torch.no_grad()
@@ -40,21 +47,25 @@ def test_samplers_agree_with_the_official_ones(golden):
     labels = arrays.get("in/class_labels")
     assert torch.equal(latents, arrays["in/latents_seeds_10_13"])
     for steps in (5, 18):
-        assert difference(sampling.heun(denoiser, latents, steps=steps, labels=labels), arrays[f"out/heun{steps}"]) < 1e-3
+        assert difference(sampling.heun(denoiser, latents, steps=steps, labels=labels),
+                          arrays[f"out/heun{steps}"]) < 1e-3
     generator = denoiser.copy(epsilon=GENERATOR_EPSILON)
-    assert difference(sampling.one_step(generator, latents, labels=labels), arrays["out/one_step_sigma80_eps0.002"]) < 1e-3
+    assert difference(sampling.one_step(generator, latents, labels=labels),
+                      arrays["out/one_step_sigma80_eps0.002"]) < 1e-3
 
 
 @pytest.mark.parametrize("encoder", ["standard", "skip", "residual"])
 @pytest.mark.parametrize("decoder", ["standard", "skip"])
 @pytest.mark.parametrize("resample", [[1, 1], [1, 3, 3, 1]])
 def test_every_song_variant_runs_and_uses_all_its_parameters(encoder, decoder, resample):
-    config = dict(img_resolution=16, img_channels=2, label_dim=3, augment_dim=4, model_type="SongUNet", model_channels=8,
-                  channel_mult=[1, 2, 2], num_blocks=1, attn_resolutions=[8], encoder_type=encoder, decoder_type=decoder,
-                  resample_filter=resample)  # fmt: skip
+    config = dict(img_resolution=16, img_channels=2, label_dim=3, augment_dim=4,
+                  model_type="SongUNet", model_channels=8, channel_mult=[1, 2, 2], num_blocks=1,
+                  attn_resolutions=[8], encoder_type=encoder, decoder_type=decoder,
+                  resample_filter=resample)
     denoiser = Denoiser.from_config(config)
     x = torch.randn(2, 2, 16, 16)
-    out = denoiser(x, torch.tensor([0.5, 20.0]), torch.tensor([0, 2]), augment_labels=torch.randn(2, 4))
+    out = denoiser(x, torch.tensor([0.5, 20.0]), torch.tensor([0, 2]),
+                   augment_labels=torch.randn(2, 4))
     assert out.shape == x.shape
     out.square().sum().backward()
     assert [name for name, p in denoiser.named_parameters() if p.grad is None] == []
@@ -64,8 +75,9 @@ def test_scalings_closed_forms():
     sigma = torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
     c_skip, c_out, c_in, c_noise = scalings(sigma, 0.5, 0.0)
     assert torch.allclose(c_skip[1], torch.tensor(0.5, dtype=torch.float64))
-    # EDM appendix B.6: the network's target (x0 - c_skip x) / c_out has unit variance for data of variance sigma_data^2
-    variance = ((1 - c_skip) ** 2 * 0.25 + c_skip**2 * sigma**2) / c_out**2
+    # EDM appendix B.6: the network's target (x0 - c_skip x) / c_out has unit variance for data of
+    # variance sigma_data^2
+    variance = ((1 - c_skip)**2 * 0.25 + c_skip**2 * sigma**2) / c_out**2
     assert torch.allclose(variance, torch.ones(3, dtype=torch.float64))
     assert torch.allclose(c_in**2 * (sigma**2 + 0.25), torch.ones(3, dtype=torch.float64))
     assert torch.allclose((4 * c_noise).exp(), sigma)
@@ -77,7 +89,8 @@ def test_scalings_closed_forms():
 
 
 def test_target_sigma_is_the_euler_jump(tiny):
-    x, sigma, target = torch.randn(3, 1, 8, 8), torch.tensor([5.0, 1.0, 0.3]), torch.tensor([2.0, 0.5, 0.3])
+    x, sigma, target = torch.randn(3, 1, 8, 8), torch.tensor([5.0, 1.0,
+                                                              0.3]), torch.tensor([2.0, 0.5, 0.3])
     jumped = tiny(x, sigma, target_sigma=target)
     x0_hat = tiny(x, sigma)
     by_hand = x + (x - x0_hat) / sigma.view(-1, 1, 1, 1) * (target - sigma).view(-1, 1, 1, 1)
@@ -87,7 +100,14 @@ def test_target_sigma_is_the_euler_jump(tiny):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"model_type": "UViT"}, "UViT"), ({"depth": 3}, "depth"), ({"encoder_type": "wide", "model_type": "SongUNet"}, "wide")],
+    [({
+        "model_type": "UViT"
+    }, "UViT"), ({
+        "depth": 3
+    }, "depth"), ({
+        "encoder_type": "wide",
+        "model_type": "SongUNet"
+    }, "wide")],
 )
 def test_a_wrong_config_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):

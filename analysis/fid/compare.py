@@ -1,7 +1,9 @@
-"""Distances between sources as a tidy table: every metric, every pair, over several ranges of seeds.
+"""Distances between sources as a tidy table: every metric, every pair, over several ranges of
+seeds.
 
 abs_fid("gdd-i.safetensors@one-step", "digits", extractor)      # a generator against a data set
-rel_fid("gdd-i.safetensors", "teacher.safetensors@heun:18", extractor)      # two generators, the same seeds
+rel_fid("gdd-i.safetensors", "teacher.safetensors@heun:18", extractor)      # two generators, the
+same seeds
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,31 +24,39 @@ RANGES = 3  # the convention of EDM and its kin, who report the least of three; 
 Row = dict[str, Any]
 
 
-def measure(sources: Sequence[Source | Statistics], summaries: Summaries, *, metrics: Iterable[str] = ("fd",),
-            n: int | None = None, ranges: int = RANGES, first_seed: int = 0, allow_different_n: bool = False,
-            bootstrap: int = 0) -> pd.DataFrame:  # fmt: skip
-    """Rows a, b, features, seeds, n_a, n_b, metric, value, error, low, high; of a pair the first is judged by the second.
+def measure(sources: Sequence[Source | Statistics], summaries: Summaries, *,
+            metrics: Iterable[str] = ("fd", ), n: int | None = None, ranges: int = RANGES,
+            first_seed: int = 0, allow_different_n: bool = False,
+            bootstrap: int = 0) -> pd.DataFrame:
+    """Rows a, b, features, seeds, n_a, n_b, metric, value, error, low, high; of a pair the first is
+    judged by the second.
 
-    Generators make `n` images, by default as many as the data set beside them has, else 50,000, from the same seeds, once per
-    range of seeds; what has no seeds is compared once. Raises ValueError or FileNotFoundError naming what does not fit.
+    Generators make `n` images, by default as many as the data set beside them has, else 50,000,
+    from the same seeds, once per range of seeds; what has no seeds is compared once. Raises
+    ValueError or FileNotFoundError naming what does not fit.
     """
     wanted = list(dict.fromkeys(metrics))
     if unknown := [name for name in wanted if name not in METRICS]:
         raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown)}")
     if len(sources) < 2 or ranges < 1 or (n is not None and n < 2):
-        raise ValueError(f"two sources, one range and n = 2 are the least; got {len(sources)} sources, {ranges} ranges, n = {n}")
+        raise ValueError(
+            f"two sources, one range and n = 2 are the least; got {len(sources)} sources, {ranges} ranges, n = {n}"
+        )
     n = n or max(s.n or 0 for s in sources) or 50_000
     tables = []
     for index in range(ranges if any(isinstance(s, Source) and s.reseed for s in sources) else 1):
         seeds = range(first_seed + index * n, first_seed + (index + 1) * n)
         seeded = [s.reseed(seeds) if isinstance(s, Source) and s.reseed else s for s in sources]
-        tables.append(compare(seeded, summaries, wanted, allow_different_n=allow_different_n, bootstrap=bootstrap))
+        tables.append(
+            compare(seeded, summaries, wanted, allow_different_n=allow_different_n,
+                    bootstrap=bootstrap))
     table = pd.concat(tables, ignore_index=True)
     return table.drop_duplicates(ignore_index=True)  # data sets among themselves, once per range
 
 
 def over_ranges(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per pair and metric: mean, min and max over the ranges of seeds, and how many there were."""
+    """One row per pair and metric: mean, min and max over the ranges of seeds, and how many there
+    were."""
     keys = ["a", "b", "features", "metric", "n_a", "n_b"]
     groups = table.groupby(keys, sort=False, dropna=False)
     found = groups["value"].agg(mean="mean", min="min", max="max", ranges="size")
@@ -54,12 +64,16 @@ def over_ranges(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def abs_fid(generator: str, reference: str, extractor: Extractor, **options: Any) -> pd.Series:
-    """FD of a generator against a data set or statistics: mean, min and max over three ranges of seeds."""
-    return over_ranges(measure([open_source(generator), open_source(reference)], Summaries(extractor), **options)).iloc[0]
+    """FD of a generator against a data set or statistics: mean, min and max over three ranges of
+    seeds."""
+    return over_ranges(
+        measure([open_source(generator), open_source(reference)], Summaries(extractor),
+                **options)).iloc[0]
 
 
 def rel_fid(generator: str, other: str, extractor: Extractor, **options: Any) -> pd.Series:
-    """FD between two generators from the same seeds: mean, min and max over three ranges of seeds."""
+    """FD between two generators from the same seeds: mean, min and max over three ranges of
+    seeds."""
     sources = [open_source(generator), open_source(other)]
     for source in sources:
         if not isinstance(source, Source) or not source.reseed:
@@ -68,18 +82,23 @@ def rel_fid(generator: str, other: str, extractor: Extractor, **options: Any) ->
 
 
 def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metrics: Sequence[str], *,
-            allow_different_n: bool = False, bootstrap: int = 0) -> pd.DataFrame:  # fmt: skip
+            allow_different_n: bool = False, bootstrap: int = 0) -> pd.DataFrame:
     """The rows of one range of seeds. K sources cost K passes and K factorisations."""
     extractor = summaries.extractor
     for a, b in combinations(sources, 2):
         check_pair(a, b, extractor, allow_different_n or list(metrics) == ["fd-infinity"])
     _check_channels(sources)
     classify = "is" in metrics
-    found = [summaries.of(source, classify=classify) if isinstance(source, Source) else None for source in sources]
-    stats = [s.stats if isinstance(s, Statistics) else summaries.of(s, classify=classify).stats for s in sources]
+    found = [
+        summaries.of(source, classify=classify) if isinstance(source, Source) else None
+        for source in sources
+    ]
+    stats = [s.stats for s in (known or source for known, source in zip(found, sources, strict=True))]
     if len({len(moments.mean) for moments in stats}) > 1:
-        listed = ", ".join(f"{s.name} {len(moments.mean)}" for s, moments in zip(sources, stats, strict=True))
-        raise ValueError(f"statistics differ in dimension ({listed}); the features are {extractor.name}")
+        listed = ", ".join(f"{s.name} {len(moments.mean)}"
+                           for s, moments in zip(sources, stats, strict=True))
+        raise ValueError(
+            f"statistics differ in dimension ({listed}); the features are {extractor.name}")
     distances = matrix(stats) if "fd" in metrics else None
 
     rows: list[Row] = []
@@ -87,7 +106,10 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
         pair: list[Row] = []
         if distances is not None:
             sizes = {source.n for source in (sources[i], sources[j]) if source.n}
-            row: Row = {"metric": label(extractor.name, min(sizes, default=None)), "value": float(distances[i, j])}
+            row: Row = {
+                "metric": label(extractor.name, min(sizes, default=None)),
+                "value": float(distances[i, j])
+            }
             if bootstrap:
                 fake, real = (_sample(sources[k], found[k], "a bootstrap").sample for k in (i, j))
                 row["low"], row["high"] = bootstrap_interval(fake, real, draws=bootstrap)
@@ -100,8 +122,14 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
             pair += _sample_rows(fake, real, extractor, metrics)
         rows += [_where(sources[i], sources[j], extractor) | row for row in pair]
     if "is" in metrics:
-        rows += [_inception_score(source, summary, extractor) for source, summary in zip(sources, found, strict=True)]
-    return pd.DataFrame(rows, columns=["a", "b", "features", "seeds", "n_a", "n_b", "metric", "value", "error", "low", "high"])
+        rows += [
+            _inception_score(source, summary, extractor)
+            for source, summary in zip(sources, found, strict=True)
+        ]
+    return pd.DataFrame(
+        rows, columns=[
+            "a", "b", "features", "seeds", "n_a", "n_b", "metric", "value", "error", "low", "high"
+        ])
 
 
 def _where(a: Source | Statistics, b: Source | Statistics | None, extractor: Extractor) -> Row:
@@ -117,7 +145,8 @@ def _where(a: Source | Statistics, b: Source | Statistics | None, extractor: Ext
     }
 
 
-def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor, metrics: Sequence[str]) -> list[Row]:
+def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor,
+                 metrics: Sequence[str]) -> list[Row]:
     size, values = min(len(fake), len(real)), {}
     error = float("nan")
     if "kid" in metrics:
@@ -126,17 +155,25 @@ def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor, metrics: Sequ
         values["precision"], values["recall"] = precision_recall(fake, real)
     if "dc" in metrics:
         values["density"], values["coverage"] = density_coverage(fake, real)
-    return [{"metric": label(extractor.name, size, name), "value": value, "error": error if name == "KID" else float("nan")}
-            for name, value in values.items()]  # fmt: skip
+    return [{
+        "metric": label(extractor.name, size, name),
+        "value": value,
+        "error": error if name == "KID" else float("nan")
+    } for name, value in values.items()]
 
 
-def _inception_score(source: Source | Statistics, summary: Summary | None, extractor: Extractor) -> Row:
+def _inception_score(source: Source | Statistics, summary: Summary | None,
+                     extractor: Extractor) -> Row:
     if summary is None or summary.scores is None:
         raise ValueError(
             f"is needs images, and features that classify (inception, digits); not {source.name} by {extractor.name}"
         )
     value, error = summary.scores.score()
-    return _where(source, None, extractor) | {"metric": label(extractor.name, source.n, "IS"), "value": value, "error": error}
+    return _where(source, None, extractor) | {
+        "metric": label(extractor.name, source.n, "IS"),
+        "value": value,
+        "error": error
+    }
 
 
 def _sample(source: Source | Statistics, summary: Summary | None, metric: str) -> Summary:
@@ -145,36 +182,41 @@ def _sample(source: Source | Statistics, summary: Summary | None, metric: str) -
     return summary
 
 
-def check_pair(a: Source | Statistics, b: Source | Statistics, extractor: Extractor, different_n: bool) -> None:
+def check_pair(a: Source | Statistics, b: Source | Statistics, extractor: Extractor,
+               different_n: bool) -> None:
     """Raise ValueError if statistics are of other features, or n differs where it must not."""
     for one in (a, b):
         if isinstance(one, Statistics) and one.extractor not in (None, extractor.name):
-            raise ValueError(f"{one.name} holds statistics of {one.extractor} features, not of {extractor.name}")
+            raise ValueError(
+                f"{one.name} holds statistics of {one.extractor} features, not of {extractor.name}")
     if a.n and b.n and a.n != b.n and not different_n:
         raise ValueError(
             f"{a.name} has n = {a.n:,}, {b.name} n = {b.n:,}, and the distance depends on n: give --n, or --metrics fd-infinity, "
-            "or --allow-different-n, as for a FID50k against a whole training set"
-        )
+            "or --allow-different-n, as for a FID50k against a whole training set")
 
 
 def _check_channels(sources: Sequence[Source | Statistics]) -> None:
     channels = {source.shape[0]: source.name for source in sources if isinstance(source, Source)}
     if len(channels) > 1:
         kinds = {1: "grey", 3: "RGB"}
-        listed = " and ".join(f"{name} is {kinds.get(count, f'of {count} channels')}" for count, name in channels.items())
+        listed = " and ".join(f"{name} is {kinds.get(count, f'of {count} channels')}"
+                              for count, name in channels.items())
         raise ValueError(f"{listed}; they cannot be compared")
 
 
 def leakage(sources: Iterable[Source | Statistics], extractor: Extractor) -> list[str]:
-    """A warning for each generator whose discriminator looked through kin of the network that grades it."""
-    return [line for s in sources if isinstance(s, Source) for line in kinship(s.name, s.backbones, extractor)]
+    """A warning for each generator whose discriminator looked through kin of the network that
+    grades it."""
+    return [
+        line for s in sources if isinstance(s, Source)
+        for line in kinship(s.name, s.backbones, extractor)
+    ]
 
 
 def kinship(generator: str, backbones: Iterable[str], extractor: Extractor) -> list[str]:
     """The warnings for one generator."""
     return [
         f"the discriminator of {generator} looked through {name}, which is kin to the features {extractor.name} that grade it "
-        "here; believe another family's features rather"
-        for name in backbones
+        "here; believe another family's features rather" for name in backbones
         if family(name) == extractor.family
     ]

@@ -1,7 +1,8 @@
-"""Frechet distances between Gaussians fitted to features: streamed float64 moments, symmetric eigenvalues, no square root
-of a matrix product.
+"""Frechet distances between Gaussians fitted to features: streamed float64 moments, symmetric
+eigenvalues, no square root of a matrix product.
 
-A distance between features other than Inception-v3's is an FD, never a FID; `label` writes the name with n and extractor.
+A distance between features other than Inception-v3's is an FD, never a FID; `label` writes the name
+with n and extractor.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from torch import Tensor
 
 @dataclass
 class FeatureStats:
-    """Running mean and scatter of features (N,d) in float64; memory grows with d^2, not with n. Mergeable."""
+    """Running mean and scatter of features (N,d) in float64; memory grows with d^2, not with n.
+    Mergeable."""
 
     n: int
     mean: Tensor  # (d,)
@@ -22,7 +24,8 @@ class FeatureStats:
 
     @classmethod
     def empty(cls, dim: int) -> "FeatureStats":
-        return cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        return cls(0, torch.zeros(dim, dtype=torch.float64),
+                   torch.zeros(dim, dim, dtype=torch.float64))
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStats":
@@ -45,7 +48,8 @@ class FeatureStats:
             return self
         n = self.n + other.n
         delta = other.mean - self.mean
-        self.scatter = self.scatter + other.scatter + torch.outer(delta, delta) * (self.n * other.n / n)
+        self.scatter = self.scatter + other.scatter + torch.outer(delta,
+                                                                  delta) * (self.n * other.n / n)
         self.mean = self.mean + delta * (other.n / n)
         self.n = n
         return self
@@ -60,7 +64,8 @@ class FeatureStats:
 
 @dataclass(frozen=True)
 class Root:
-    """A factor of a covariance, `matrix @ matrix.T`: Cholesky's where that exists, else one of full column rank."""
+    """A factor of a covariance, `matrix @ matrix.T`: Cholesky's where that exists, else one of full
+    column rank."""
 
     matrix: Tensor  # (d,r)
     definite: bool
@@ -78,7 +83,8 @@ class Root:
 def _trace_of_root(a: Root, b: Root) -> Tensor:
     """tr((A B)^(1/2)): the sum of the singular values of the product of the factors."""
     product = a.matrix.T @ b.matrix  # (r_a,r_b)
-    if a.definite and b.definite:  # several times faster than singular values, and no zero among them to be drowned in rounding
+    # several times faster than singular values, and no zero among them to be drowned in rounding
+    if a.definite and b.definite:
         return torch.linalg.eigvalsh(product @ product.T).clamp(min=0).sqrt().sum()
     return torch.linalg.svdvals(product).sum()
 
@@ -86,8 +92,9 @@ def _trace_of_root(a: Root, b: Root) -> Tensor:
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     """|mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)) (Heusel et al. 2017, eq. 6).
 
-    No root of a matrix product is taken, so it stays real on rank-deficient and near-singular covariances. Agrees with
-    clean-fid to 1e-6 relative. Raises ValueError on different dimensions or a sample of one.
+    No root of a matrix product is taken, so it stays real on rank-deficient and near-singular
+    covariances. Agrees with clean-fid to 1e-6 relative. Raises ValueError on different dimensions
+    or a sample of one.
     """
     return float(matrix([a, b])[0, 1])
 
@@ -101,18 +108,24 @@ def matrix(stats: Sequence[FeatureStats]) -> Tensor:
     distances = torch.zeros(len(stats), len(stats), dtype=torch.float64)
     for i, j in combinations(range(len(stats)), 2):
         means = (stats[i].mean - stats[j].mean).square().sum()
-        distance = means + covariances[i].trace() + covariances[j].trace() - 2 * _trace_of_root(roots[i], roots[j])
+        distance = means + covariances[i].trace() + covariances[j].trace() - 2 * _trace_of_root(
+            roots[i], roots[j])
         distances[i, j] = distances[j, i] = distance.clamp(min=0)
     return distances
 
 
-def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15, seed: int = 0) -> float:
-    """The FD of a sample of endless size: a line through FD against 1/n, at 1/n = 0 (Chong & Forsyth 2020, arXiv:1911.07023).
+def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15,
+                seed: int = 0) -> float:
+    """The FD of a sample of endless size: a line through FD against 1/n, at 1/n = 0 (Chong &
+    Forsyth 2020, arXiv:1911.07023).
 
-    `features` (N,d) are drawn from without replacement, for `points` sizes from N/2 to N; small N biases FD upwards.
+    `features` (N,d) are drawn from without replacement, for `points` sizes from N/2 to N; small N
+    biases FD upwards.
     """
     if len(features) < 2 * points:
-        raise ValueError(f"an extrapolation over {points} sizes needs at least {2 * points} images; got {len(features)}")
+        raise ValueError(
+            f"an extrapolation over {points} sizes needs at least {2 * points} images; got {len(features)}"
+        )
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(len(features) // 2, len(features), points).long()
     values = []
@@ -120,28 +133,36 @@ def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15, 
         chosen = torch.randperm(len(features), generator=generator)[:size]
         values.append(frechet_distance(FeatureStats.of(features[chosen]), reference))
     design = torch.stack([1 / sizes.double(), torch.ones(points, dtype=torch.float64)], dim=1)
-    return float(torch.linalg.lstsq(design, torch.tensor(values, dtype=torch.float64)[:, None]).solution[1])
+    return float(
+        torch.linalg.lstsq(design,
+                           torch.tensor(values, dtype=torch.float64)[:, None]).solution[1])
 
 
-def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Basic bootstrap interval of the distance between the distributions two samples (N,d) came from.
+def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95,
+                       seed: int = 0) -> tuple[float, float]:
+    """Basic bootstrap interval of the distance between the distributions two samples (N,d) came
+    from.
 
-    Drawing twice raises FD by as much as a small sample does; both are reflected away, so the interval lies below the FD of the
-    samples where they are small for their dimension, as `fd_infinity` does.
+    Drawing twice raises FD by as much as a small sample does; both are reflected away, so the
+    interval lies below the FD of the samples where they are small for their dimension, as
+    `fd_infinity` does.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(x: Tensor) -> FeatureStats:
-        return FeatureStats.of(x[torch.randint(len(x), (len(x),), generator=generator)])
+        return FeatureStats.of(x[torch.randint(len(x), (len(x), ), generator=generator)])
 
     distance = frechet_distance(FeatureStats.of(a), FeatureStats.of(b))
-    values = torch.tensor([frechet_distance(drawn(a), drawn(b)) for _ in range(draws)], dtype=torch.float64)
-    low, high = values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    values = torch.tensor([frechet_distance(drawn(a), drawn(b)) for _ in range(draws)],
+                          dtype=torch.float64)
+    low, high = values.quantile(
+        torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return max(2 * distance - high, 0.0), max(2 * distance - low, 0.0)
 
 
 def label(extractor: str, n: int | None = None, metric: str = "FD") -> str:
-    """`FID50k` for Inception features, `FID50k[clean]` for another resize, `FD1797[digits]` for any other; n may be unknown."""
+    """`FID50k` for Inception features, `FID50k[clean]` for another resize, `FD1797[digits]` for any
+    other; n may be unknown."""
     size = "" if n is None else f"{n // 1000}k" if n % 1000 == 0 else str(n)
     network, _, mode = extractor.partition(":")
     if network != "inception":

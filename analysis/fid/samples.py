@@ -1,4 +1,5 @@
-"""Distances and scores of samples of features: KID, precision and recall, density and coverage, Inception Score.
+"""Distances and scores of samples of features: KID, precision and recall, density and coverage,
+Inception Score.
 
 Features are (N,d), generated first, real second; everything is computed in float64 unless said.
 """
@@ -12,10 +13,13 @@ from torch import Tensor
 _BLOCK = 2048
 
 
-def kid(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> tuple[float, float]:
-    """`(KID, standard error)`: the unbiased squared MMD with kernel (x.y/d + 1)^3, mean over random subsets of both samples.
+def kid(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000,
+        seed: int = 2020) -> tuple[float, float]:
+    """`(KID, standard error)`: the unbiased squared MMD with kernel (x.y/d + 1)^3, mean over random
+    subsets of both samples.
 
-    Binkowski et al. 2018 (arXiv:1801.01401). Subsets are drawn as torch-fidelity draws them; the error is of their mean.
+    Binkowski et al. 2018 (arXiv:1801.01401). Subsets are drawn as torch-fidelity draws them; the
+    error is of their mean.
     """
     size = min(subset_size, len(a), len(b))
     if size < 2:
@@ -25,7 +29,7 @@ def kid(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000, se
     for _ in range(subsets):
         x = a[rng.choice(len(a), size, replace=False)].double()
         y = b[rng.choice(len(b), size, replace=False)].double()
-        xx, yy, xy = (((p @ q.T) / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+        xx, yy, xy = (((p @ q.T) / a.shape[1] + 1)**3 for p, q in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         values.append(float(within - 2 * xy.mean()))
     spread = np.std(values, ddof=1) if subsets > 1 else float("nan")
@@ -39,25 +43,31 @@ def _radii(x: Tensor, k: int) -> Tensor:
 
 def _check_neighbours(fake: Tensor, real: Tensor, k: int) -> None:
     if min(len(fake), len(real)) <= k:
-        raise ValueError(f"{k} neighbours need more than {k} images of each; got {len(fake)} and {len(real)}")
+        raise ValueError(
+            f"{k} neighbours need more than {k} images of each; got {len(fake)} and {len(real)}")
 
 
 def precision_recall(fake: Tensor, real: Tensor, *, k: int = 3) -> tuple[float, float]:
-    """Shares of fakes inside the real manifold and of reals inside the fake one (Kynkaanniemi et al. 2019, arXiv:1904.06991).
+    """Shares of fakes inside the real manifold and of reals inside the fake one (Kynkaanniemi et
+    al. 2019, arXiv:1904.06991).
 
-    A manifold is the union of balls around its points that reach the `k`-th neighbour. Computed in the features' own precision.
+    A manifold is the union of balls around its points that reach the `k`-th neighbour. Computed in
+    the features' own precision.
     """
     _check_neighbours(fake, real, k)
     return _inside(fake, real, _radii(real, k)), _inside(real, fake, _radii(fake, k))
 
 
 def _inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    hits = sum(int((torch.cdist(part, centres) <= radii).any(dim=1).sum()) for part in points.split(_BLOCK))
+    hits = sum(
+        int((torch.cdist(part, centres) <= radii).any(dim=1).sum())
+        for part in points.split(_BLOCK))
     return hits / len(points)
 
 
 def density_coverage(fake: Tensor, real: Tensor, *, k: int = 5) -> tuple[float, float]:
-    """Real balls a fake lies in, over k; and the share of real balls that hold a fake (Naeem et al. 2020, arXiv:2002.09797)."""
+    """Real balls a fake lies in, over k; and the share of real balls that hold a fake (Naeem et al.
+    2020, arXiv:2002.09797)."""
     _check_neighbours(fake, real, k)
     radii, inside, covered = _radii(real, k), 0, torch.zeros(len(real), dtype=torch.bool)
     for part in fake.split(_BLOCK):
@@ -69,7 +79,8 @@ def density_coverage(fake: Tensor, real: Tensor, *, k: int = 5) -> tuple[float, 
 
 @dataclass
 class ClassScores:
-    """Streamed parts of the Inception Score: per split, the number of images, sum of p, and sum of p log p."""
+    """Streamed parts of the Inception Score: per split, the number of images, sum of p, and sum of
+    p log p."""
 
     count: Tensor  # (S,)
     total: Tensor  # (S,C)
@@ -95,9 +106,12 @@ class ClassScores:
         return self
 
     def score(self) -> tuple[float, float]:
-        """`(mean, standard deviation)` over the splits of exp(E KL(p(y|x) | p(y))) (Salimans et al. 2016, arXiv:1606.03498)."""
+        """`(mean, standard deviation)` over the splits of exp(E KL(p(y|x) | p(y))) (Salimans et al.
+        2016, arXiv:1606.03498)."""
         if not (self.count > 0).all():
-            raise ValueError(f"an Inception Score over {len(self.count)} splits needs images in each; got {self.count.tolist()}")
+            raise ValueError(
+                f"an Inception Score over {len(self.count)} splits needs images in each; got {self.count.tolist()}"
+            )
         mean = self.total / self.count[:, None]
         values = (self.negentropy / self.count - torch.special.xlogy(mean, mean).sum(dim=1)).exp()
         return float(values.mean()), float(values.std(correction=0))

@@ -1,7 +1,9 @@
-"""One pass over a source gives all that any metric needs; summaries are cached by content, and merge across processes.
+"""One pass over a source gives all that any metric needs; summaries are cached by content, and
+merge across processes.
 
-Under torchrun every process takes every so-many-th block of images. Blocks have a fixed size, so neither the batch size nor the
-number of processes decides what is summed with what but in the last bits.
+Under torchrun every process takes every so-many-th block of images. Blocks have a fixed size, so
+neither the batch size nor the number of processes decides what is summed with what but in the last
+bits.
 """
 
 import os
@@ -19,7 +21,8 @@ from analysis.features import Extractor
 from analysis.fid.frechet import FeatureStats
 from analysis.fid.samples import ClassScores
 from analysis.fid.sources import Source
-from gdd import checkpoint
+from gdd.files import digest_of
+from gdd.weights import checkpoint
 
 BLOCK = 1024
 SAMPLE = 10_000  # features kept for the metrics that need them one by one
@@ -28,7 +31,8 @@ _VERSION = 1  # of what a cached summary means
 
 @dataclass
 class Summary:
-    """Moments of all features, a sample of at most `SAMPLE` of them in index order, and, if asked for, parts of the IS."""
+    """Moments of all features, a sample of at most `SAMPLE` of them in index order, and, if asked
+    for, parts of the IS."""
 
     stats: FeatureStats
     sample: Tensor  # (m,d) float32
@@ -41,7 +45,8 @@ def cache_folder() -> Path:
 
 @dataclass
 class Summaries:
-    """Summaries of sources under one extractor: each made once, and kept in `cache`, a folder, if one is given."""
+    """Summaries of sources under one extractor: each made once, and kept in `cache`, a folder, if
+    one is given."""
 
     extractor: Extractor
     batch_size: int = 256
@@ -51,12 +56,16 @@ class Summaries:
         self.made: dict[str, tuple[Source, Summary]] = {}
 
     def of(self, source: Source, *, classify: bool = False) -> Summary:
-        """`classify` adds the Inception Score's parts, for a second pass through the extractor. Raises ValueError naming
-        the source if it has fewer than 2 images, only equal ones, or features that are not finite.
+        """`classify` adds the Inception Score's parts, for a second pass through the extractor.
+        Raises ValueError naming the source if it has fewer than 2 images, only equal ones, or
+        features that are not finite.
         """
         if source.n < 2:
             raise ValueError(f"{source.name} has n = {source.n}; statistics need at least 2 images")
-        key = checkpoint.digest_of(_VERSION, source.identity, source.n, self.extractor.identity, BLOCK, SAMPLE, classify)
+        if source.identity is None:  # nothing says whether it is the same as another one
+            return _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
+        key = digest_of(_VERSION, source.identity, source.n, self.extractor.identity, BLOCK, SAMPLE,
+                        classify)
         if key not in self.made:
             self.made[key] = source, self._cached(source, key, classify)
         return self.made[key][1]
@@ -64,7 +73,9 @@ class Summaries:
     def first(self) -> tuple[FeatureStats, dict[str, Any]]:
         """Moments and provenance of the source that was summarised first."""
         source, summary = next(iter(self.made.values()))
-        return summary.stats, {"source": source.name, **source.identity, "extractor": self.extractor.name}
+        assert source.identity is not None
+        named = {"source": source.name, "extractor": self.extractor.name}
+        return summary.stats, source.identity | named
 
     def _cached(self, source: Source, key: str, classify: bool) -> Summary:
         path = self.cache / f"{key}.safetensors" if self.cache else None
@@ -75,7 +86,11 @@ class Summaries:
             return found[0]
         summary = _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
         if path and _rank() == 0:
-            _write(path, summary, {"source": source.identity, "name": source.name, "extractor": self.extractor.identity})
+            _write(path, summary, {
+                "source": source.identity,
+                "name": source.name,
+                "extractor": self.extractor.identity
+            })
         return summary
 
 
@@ -85,9 +100,10 @@ def _pass(source: Source, extractor: Extractor, batch_size: int, classify: bool)
     kept[np.random.default_rng(0).choice(source.n, min(SAMPLE, source.n), replace=False)] = True
     blocks = [range(start, min(start + BLOCK, source.n)) for start in range(0, source.n, BLOCK)]
     part = _Partial()
-    bar = tqdm(total=sum(map(len, blocks[_rank() :: _world()])), unit="image", desc=source.name, disable=None)
+    bar = tqdm(total=sum(map(len, blocks[_rank()::_world()])), unit="image", desc=source.name,
+               disable=None)
     with bar:
-        for block in blocks[_rank() :: _world()]:
+        for block in blocks[_rank()::_world()]:
             features, probabilities = [], []
             for images in source.batches(block, batch_size):
                 try:
@@ -98,7 +114,8 @@ def _pass(source: Source, extractor: Extractor, batch_size: int, classify: bool)
                     raise ValueError(f"{source.name}: {error}") from None
                 part.see(images)
                 bar.update(len(images))
-            part.add(source, block, torch.cat(features), torch.cat(probabilities) if probabilities else None, kept)
+            part.add(source, block, torch.cat(features),
+                     torch.cat(probabilities) if probabilities else None, kept)
     return part
 
 
@@ -117,21 +134,24 @@ class _Partial:
             self.first = images[:1].cpu().clone()
         self.varies = self.varies or bool((images.cpu() != self.first).any())
 
-    def add(self, source: Source, block: range, features: Tensor, probabilities: Tensor | None, kept: np.ndarray) -> None:
+    def add(self, source: Source, block: range, features: Tensor, probabilities: Tensor | None,
+            kept: np.ndarray) -> None:
         self.stats = self.stats or FeatureStats.empty(features.shape[1])
         try:
             self.stats.update(features)
         except ValueError as error:
             raise ValueError(f"{source.name}: {error}") from None
-        if not len(self.sample):  # once: many small tensors between large ones would keep the heap from shrinking
+        # once: many small tensors between large ones would keep the heap from shrinking
+        if not len(self.sample):
             self.sample = torch.zeros(int(kept.sum()), features.shape[1])
-        chosen = features[torch.from_numpy(kept[block.start : block.stop])]
-        first = int(kept[: block.start].sum())
-        self.sample[first : first + len(chosen)] = chosen
+        chosen = features[torch.from_numpy(kept[block.start:block.stop])]
+        first = int(kept[:block.start].sum())
+        self.sample[first:first + len(chosen)] = chosen
         if probabilities is not None:
             self.scores = self.scores or ClassScores.empty(probabilities.shape[1])
             splits = len(self.scores.count)
-            self.scores.update(probabilities, torch.tensor([index * splits // source.n for index in block]))
+            self.scores.update(probabilities,
+                               torch.tensor([index * splits // source.n for index in block]))
 
 
 def _gathered(part: _Partial, source: Source) -> Summary:
@@ -161,7 +181,11 @@ def _world() -> int:
 
 
 def _write(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
-    tensors = {"mean": summary.stats.mean, "scatter": summary.stats.scatter, "sample": summary.sample}
+    tensors = {
+        "mean": summary.stats.mean,
+        "scatter": summary.stats.scatter,
+        "sample": summary.sample
+    }
     if summary.scores is not None:
         tensors |= {f"scores.{name}": value for name, value in vars(summary.scores).items()}
     checkpoint.write_tensors(path, tensors, provenance | {"n": summary.stats.n})
@@ -171,7 +195,10 @@ def _read(path: Path) -> Summary | None:
     """What is cached, or None: also where it is damaged, to be made again."""
     try:
         tensors, metadata = checkpoint.read_tensors(path)
-        scores = {name.removeprefix("scores."): value for name, value in tensors.items() if name.startswith("scores.")}
+        scores = {
+            name.removeprefix("scores."): value
+            for name, value in tensors.items() if name.startswith("scores.")
+        }
         stats = FeatureStats(metadata["n"], tensors["mean"], tensors["scatter"])
         return Summary(stats, tensors["sample"], ClassScores(**scores) if scores else None)
     except (FileNotFoundError, ValueError, KeyError, TypeError):

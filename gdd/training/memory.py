@@ -1,4 +1,5 @@
-"""Memory of a training step, without computing it: the step's own code is run on tensors that have shapes and no values."""
+"""Memory of a training step, without computing it: the step's own code is run on tensors that have
+shapes and no values."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from gdd.backbones import Backbone
 from gdd.config import ONE_CPU, TrainConfig
 from gdd.denoiser import Denoiser
-from gdd.engine import Engine
-from gdd.trainer import Batch, gather, init_state, take_step
+from gdd.training.engine import Engine, StepMetrics
+from gdd.training.trainer import Batch, init_state, models_of, take_step
 
 
 def estimate(
@@ -27,33 +28,39 @@ def estimate(
     *,
     micro_batch_size: int,
 ) -> dict[str, int]:
-    """Bytes one process needs, by what they are for, with micro-batches of so many images; nothing is sharded.
+    """Bytes one process needs, by what they are for, with micro-batches of so many images; nothing
+    is sharded.
 
-    `network` is the teacher's config. What PyTorch itself takes, a few hundred MB, and its workspaces come on top.
+    `network` is the teacher's config. What PyTorch itself takes, a few hundred MB, and its
+    workspaces come on top.
     """
     # two micro-batches, so that the second one meets the first one's gradients
     single = micro_batch_size >= config.batch_size
     group = config.d_batch_norm_images if "gdd" in config.objective else 0
-    config = replace(config, batch_size=micro_batch_size * (1 if single else 2), d_batch_norm_images=group)
+    config = replace(config, batch_size=micro_batch_size * (1 if single else 2),
+                     d_batch_norm_images=group)
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of networks do, harmlessly
+        # copies of networks do, harmlessly
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         engine = _Dry(config, replace(ONE_CPU, micro_batch_size=micro_batch_size))
         start = Denoiser.from_config(network)
-        frozen = [_without_values(module, mode) for module in (*backbones, *([distance] if distance else ()))]
-        state = init_state(config, start, frozen[: len(backbones)], engine)
-        parts = gather(config, start, frozen[: len(backbones)], frozen[-1] if distance else None, engine, state)
+        through = [_without_values(module, mode) for module in backbones]
+        lpips = _without_values(distance, mode) if distance else None
+        state = init_state(config, start, through, engine)
+        state.images_seen = config.batch_size * config.r1_interval  # a step with R1
+        models = models_of(state, start, through, lpips)
         networks = _tensors(start, state.generator, state.ema)
-        judges = _tensors(*frozen, *([state.discriminator] if state.discriminator else ()))
+        judges = _tensors(*through, *(m for m in (lpips, state.discriminator) if m))
         peak = Peak([*networks, *judges])
         before = peak.now
         n, shape = config.batch_size, (start.channels, start.resolution, start.resolution)
-        real, latents, noise = (torch.zeros(n, *shape) for _ in range(3))
         labels = torch.zeros(n, dtype=torch.long) if start.label_dim else None
-        batch = Batch(real, labels, latents, noise, sigma=torch.ones(n), index=torch.full((n,), 3), uniform=torch.zeros(n, 3))
+        batch = Batch(torch.zeros(n, *shape), labels, *(torch.zeros(n, *shape) for _ in range(3)),
+                      sigma=torch.ones(n), uniform=torch.zeros(n, 3))
         with peak:
-            take_step(parts, batch)
+            take_step(state, models, batch)
         optimizers = [state.optimizer, *([state.d_optimizer] if state.d_optimizer else ())]
-        trained = _bytes([p for optimizer in optimizers for p in optimizer.param_groups[0]["params"]])
+        trained = _bytes(p for opt in optimizers for p in opt.param_groups[0]["params"])
         return {
             "generator, its average, the teacher": _bytes(networks),
             "discriminator, what it and the losses look through": _bytes(judges),
@@ -63,11 +70,12 @@ def estimate(
 
 
 class _Dry(Engine):
-    def place(self, module: Any) -> Any:
+
+    def to_device(self, module: Any) -> Any:
         return module
 
-    def descend(self, optimizer: torch.optim.Optimizer, notes: dict[str, Tensor]) -> dict[str, float]:
-        return dict.fromkeys(notes, 0.0)  # there are no values to read, nor to descend on
+    def step(self, optimizer: torch.optim.Optimizer, metrics: StepMetrics) -> dict[str, float]:
+        return dict.fromkeys(metrics, 0.0)  # there are no values to read, nor to step by
 
 
 def _without_values(module: nn.Module, mode: FakeTensorMode) -> Any:
@@ -76,7 +84,8 @@ def _without_values(module: nn.Module, mode: FakeTensorMode) -> Any:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     fake = mode.from_tensor(tensor.detach())
-                    tensors[name] = nn.Parameter(fake, requires_grad=False) if tensors is part._parameters else fake  # type: ignore[assignment]
+                    frozen = nn.Parameter(fake, requires_grad=False)
+                    tensors[name] = frozen if tensors is part._parameters else fake  # type: ignore[assignment]
     return module
 
 
@@ -85,12 +94,16 @@ def _tensors(*modules: nn.Module) -> list[Tensor]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in tensors
+    }
     return sum(storages.values())
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make while it is entered: `now`, and `most` at any time."""
+    """Counts the bytes of all tensors that operations make while it is entered: `now`, and `most`
+    at any time."""
 
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()

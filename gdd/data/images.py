@@ -1,9 +1,11 @@
-"""Images in: scikit-learn's digits, or the pictures of `gdd.pictures`; and the one uint8 <-> [-1,1] rule.
+"""Images in: scikit-learn's digits, or the pictures of `gdd.pictures`; and the one uint8 <-> [-1,1]
+rule.
 
-A data set is decoded once into one uint8 tensor (CIFAR-10: 154 MB), so that training never waits for it; one that would take
-more than `IN_MEMORY` bytes is decoded as it is asked for.
+A data set is decoded once into one uint8 tensor (CIFAR-10: 154 MB), so that training never waits
+for it; one that would take more than `IN_MEMORY` bytes is decoded as it is asked for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdd.pictures import Pictures, open_pictures
+from gdd.data.pictures import Pictures, open_pictures
 
 IN_MEMORY = 4 << 30
 
@@ -22,12 +24,14 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1,1] -> uint8 by EDM's rule, x * 127.5 + 128 clipped: the inverse of `to_float`."""
+    """float in [-1,1] -> uint8 by EDM's rule, x * 127.5 + 128 clipped: the inverse of
+    `to_float`."""
     return (images.to(torch.float32) * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 class Streamed:
-    """uint8 images (N,C,H,W) decoded when indexed, by a slice or by indices (B,): `shape` and `len` as a tensor's."""
+    """uint8 images (N,C,H,W) decoded when indexed, by a slice or by indices (B,): `shape` and `len`
+    as a tensor's."""
 
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
@@ -38,10 +42,12 @@ class Streamed:
         return len(self.pictures)
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        """Raises ValueError naming a file that cannot be decoded or is not of the first one's size."""
+        """Raises ValueError naming a file that cannot be decoded or is not of the first one's
+        size."""
         chosen = range(len(self))[index] if isinstance(index, slice) else index.tolist()
         images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
-        for place, source in enumerate(chosen):  # threads only get in each other's way: small pictures are mostly Python
+        # threads only get in each other's way: small pictures are mostly Python
+        for place, source in enumerate(chosen):
             images[place] = self._decode(source)
         return torch.from_numpy(images)
 
@@ -50,8 +56,7 @@ class Streamed:
         if pixels.shape != self.shape[1:]:
             raise ValueError(
                 f"{pictures.path}: {pictures.names[index]} is {describe_shape(pixels.shape)}, but {pictures.names[0]} is "
-                f"{describe_shape(self.shape[1:])}; sizes must agree"
-            )
+                f"{describe_shape(self.shape[1:])}; sizes must agree")
         return pixels
 
 
@@ -72,16 +77,19 @@ class Images:
 
 
 def open_images(spec: str, *, in_memory: int = IN_MEMORY) -> Images:
-    """`digits`, a folder, a zip, or CIFAR-10's batches; kept in memory up to `in_memory` bytes, streamed beyond.
+    """`digits`, a folder, a zip, or CIFAR-10's batches; kept in memory up to `in_memory` bytes,
+    streamed beyond.
 
-    Raises FileNotFoundError or ValueError with what is wrong and where; of a streamed set, when the picture is asked for.
+    Raises FileNotFoundError or ValueError with what is wrong and where; of a streamed set, when the
+    picture is asked for.
     """
-    if spec == "digits":
-        return load_digits()
+    if spec in BUNDLED:
+        return BUNDLED[spec]()
     pictures = open_pictures(spec)
     streamed = Streamed(pictures)
     images = streamed[:] if streamed.shape.numel() <= in_memory else streamed
-    return Images(pictures.path.stem, images, None if pictures.labels is None else torch.tensor(pictures.labels))
+    return Images(pictures.path.stem, images,
+                  None if pictures.labels is None else torch.tensor(pictures.labels))
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:
@@ -91,18 +99,25 @@ def describe_shape(shape: tuple[int, ...]) -> str:
 
 
 def load_digits() -> Images:
-    """scikit-learn's 1,797 handwritten digits, 8x8, 16 grey levels spread over 0..255, with their labels."""
+    """scikit-learn's 1,797 handwritten digits, 8x8, 16 grey levels spread over 0..255, with their
+    labels."""
     from sklearn.datasets import load_digits as load
 
     digits = load()
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]  # (1797,1,8,8)
+    # (1797,1,8,8)
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
     return Images("digits", images, torch.from_numpy(digits.target.astype(np.int64)))
 
 
+BUNDLED: dict[str, Callable[[], Images]] = {"digits": load_digits}  # come with a package
+
+
 def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Data set indices (batch_size,) of training step `step`: seeded epochs without repeats, and no state to resume."""
+    """Data set indices (batch_size,) of training step `step`: seeded epochs without repeats, and no
+    state to resume."""
     positions = range(step * batch_size, (step + 1) * batch_size)
-    return torch.stack([_epoch_order(size, seed, position // size)[position % size] for position in positions])
+    return torch.stack(
+        [_epoch_order(size, seed, position // size)[position % size] for position in positions])
 
 
 @lru_cache(maxsize=4)

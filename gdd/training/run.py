@@ -1,4 +1,5 @@
-"""A run in a folder: the loop around `train` that logs, measures, saves, and picks up where it was stopped."""
+"""A run in a folder: the loop around `train` that logs, measures, saves, and picks up where it was
+stopped."""
 
 import signal
 import time
@@ -12,54 +13,73 @@ import torch
 from lightning_fabric.loggers import TensorBoardLogger
 from tqdm.auto import tqdm
 
-from gdd import checkpoint
 from gdd.backbones import Backbone
 from gdd.config import ONE_CPU, Hardware, Keep, TrainConfig
-from gdd.data import Images, to_uint8
+from gdd.data.images import Images, to_uint8
 from gdd.denoiser import Denoiser
-from gdd.engine import Engine
-from gdd.folder import TIMINGS, RunFolder
+from gdd.files import write_atomically
 from gdd.grid import grid_png
 from gdd.sampling import generate, sampler_of
-from gdd.sharding import whole
-from gdd.trainer import Distance, TrainState, init_state, train
+from gdd.training.engine import Engine
+from gdd.training.folder import TIMINGS, RunFolder
+from gdd.training.sharding import whole
+from gdd.training.state import load_state, pack_state, state_bytes
+from gdd.training.trainer import Distance, TrainState, init_state, train
+from gdd.weights import checkpoint
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 Row = dict[str, float]
 
 
-def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (), *,
-        keep: Keep = Keep(), hardware: Hardware = ONE_CPU, distance: Distance | None = None,  # noqa: B008 (it is frozen)
-        evaluate: Evaluate | None = None, best_by: str = "", dtype: torch.dtype = torch.float32, bar_position: int = 0,
-        asked: Sequence[int] = (), provenance: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
-    """Train, or go on training, in `folder` (gdd/folder.py lists its files); returns the finished `final.safetensors`.
+def run(
+        folder: Path | str,
+        config: TrainConfig,
+        dataset: Images,
+        start: Denoiser,
+        backbones: Sequence[Backbone] = (),
+        *,
+        keep: Keep = Keep(),
+        hardware: Hardware = ONE_CPU,
+        distance: Distance | None = None,  # noqa: B008 (it is frozen)
+        evaluate: Evaluate | None = None,
+        best_by: str = "",
+        dtype: torch.dtype = torch.float32,
+        bar_position: int = 0,
+        asked: Sequence[int] = (),
+        provenance: Mapping[str, Any] | None = None) -> Path:
+    """Train, or go on training, in `folder` (gdd/folder.py lists its files); returns the finished
+    `final.safetensors`.
 
-    `evaluate(state)`, called in every process, adds to each row of the log; the EMA network with the least `best_by` of them is
-    kept. `bar_position` keeps the progress bars of runs side by side apart; `provenance` goes into the files' metadata.
-    Raises ValueError or OSError if something does not fit or the folder is not this run's, FloatingPointError as `keep.on_nan`
-    has it, and Stopped, with the state saved, once `asked` is not empty, as `asked_to_stop` makes it.
+    `evaluate(state)`, called in every process, adds to each row of the log; the EMA network with
+    the least `best_by` of them is kept. `bar_position` keeps the progress bars of runs side by side
+    apart; `provenance` goes into the files' metadata. Raises ValueError or OSError if something
+    does not fit or the folder is not this run's, FloatingPointError as `keep.on_nan` has it, and
+    Stopped, with the state saved, once `asked` is not empty, as `asked_to_stop` makes it.
     """
-    keep.check()
+    keep.validate()
     engine = Engine(config, hardware)
     state = init_state(config, start, backbones, engine)
 
     def training() -> Iterator[TrainState]:
-        return train(config, dataset, start, backbones, distance=distance, engine=engine, state=state,
-                     on_nan=keep.on_nan, max_skips=keep.max_skips)  # fmt: skip
+        return train(config, dataset, start, backbones, distance=distance, state=state, on_nan=keep.on_nan, max_skips=keep.max_skips)
 
     steps = training()
-    origin = {**(provenance or {}), "train": asdict(config), "backbones": [backbone.name for backbone in backbones]}
+    origin = {
+        **(provenance or {}), "train": asdict(config),
+        "backbones": [backbone.name for backbone in backbones]
+    }
     with RunFolder(Path(folder), engine) as files:
-        engine.by_zero(lambda: files.check(config, keep.allow_change))
-        finished, resumed = engine.together((files.final.exists(), files.state.exists()))
+        engine.on_rank_zero(lambda: files.verify_config(config, keep.allow_change))
+        finished, resumed = engine.broadcast((files.final.exists(), files.state.exists()))
         if finished:
-            engine.by_zero(lambda: files.state.unlink(missing_ok=True))
+            engine.on_rank_zero(lambda: files.state.unlink(missing_ok=True))
             return files.final
         teacher = checkpoint.weights_digest(start)
         record = _Record(files, state, keep, evaluate, best_by, origin | {"teacher": teacher})
         if resumed:
             record.load()
-        engine.by_zero(lambda: files.begin(config, state.images_seen, checkpoint.state_bytes(state)))
+        engine.on_rank_zero(
+            lambda: files.begin(config, state.images_seen, state_bytes(state)))
         if keep.on_nan == "rollback" and not resumed:
             record.save()
         record.open(bar_position)
@@ -69,7 +89,8 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
                     _follow(steps, record, asked)
                     break
                 except FloatingPointError as error:
-                    good = f"last good state: {files.state}" if files.state.exists() else "no state had been saved yet"
+                    good = f"last good state: {files.state}" if files.state.exists(
+                    ) else "no state had been saved yet"
                     problem = f"stopped after {state.images_seen} images: {error}; {good}"
                     rollbacks = state.rollbacks + 1
                     if keep.on_nan != "rollback" or rollbacks > keep.max_skips:
@@ -91,7 +112,9 @@ def _follow(steps: Iterator[TrainState], record: "_Record", asked: Sequence[int]
             record.tick()
         if engine.any(bool(asked)) and state.images_seen < config.total_images:
             record.save()
-            raise Stopped(f"stopped after {state.images_seen:,} of {config.total_images:,} images, saved in {record.files.state}")
+            raise Stopped(
+                f"stopped after {state.images_seen:,} of {config.total_images:,} images, saved in {record.files.state}"
+            )
 
 
 @dataclass
@@ -110,7 +133,7 @@ class _Record:
     began: tuple[float, int] = (0.0, 0)  # when the tick did, and at how many images
 
     def load(self) -> None:
-        metadata = checkpoint.load_state(self.files.state, self.state)
+        metadata = load_state(self.files.state, self.state)
         if metadata["teacher"] != self.provenance["teacher"]:
             raise ValueError(
                 f"{self.files.path} holds a run that started from another network; name its teacher or another folder"
@@ -118,20 +141,27 @@ class _Record:
         self.log, self.sums = metadata["log"], metadata["sums"]
 
     def save(self) -> None:
-        tensors, counts = checkpoint.pack_state(self.state)
-        metadata = counts | {"log": self.log, "sums": self.sums, "teacher": self.provenance["teacher"]}
-        self.files.engine.by_zero(lambda: checkpoint.write_tensors(self.files.state, tensors, metadata))
+        tensors, counts = pack_state(self.state)
+        metadata = counts | {
+            "log": self.log,
+            "sums": self.sums,
+            "teacher": self.provenance["teacher"]
+        }
+        self.files.engine.on_rank_zero(
+            lambda: checkpoint.write_tensors(self.files.state, tensors, metadata))
 
     def open(self, bar_position: int) -> None:
         config, images = self.state.config, self.state.images_seen
-        quiet = None if self.files.engine.is_zero else True  # None: unless nobody watches
-        self.bar = tqdm(total=config.total_images, initial=images, unit="image", unit_scale=True, desc=self.files.path.name,
-                        position=bar_position, leave=bar_position == 0, disable=quiet)  # fmt: skip
+        quiet = None if self.files.engine.is_rank_zero else True  # None: unless nobody watches
+        self.bar = tqdm(total=config.total_images, initial=images, unit="image", unit_scale=True,
+                        desc=self.files.path.name, position=bar_position, leave=bar_position == 0,
+                        disable=quiet)
         self.began = time.monotonic(), images
         self.curves = None
-        if self.keep.tensorboard and self.files.engine.is_zero:
+        if self.keep.tensorboard and self.files.engine.is_rank_zero:
             try:
-                self.curves = TensorBoardLogger(self.files.path, name="tensorboard", version="", purge_step=images + 1)
+                self.curves = TensorBoardLogger(self.files.path, name="tensorboard", version="",
+                                                purge_step=images + 1)
             except ModuleNotFoundError:
                 print("TensorBoard is not installed: log.csv has the same curves")
 
@@ -139,18 +169,28 @@ class _Record:
         for name, value in self.state.metrics.items():
             self.sums.setdefault(name, []).append(value)
         self.bar.n = self.state.images_seen - self.state.config.batch_size  # a rollback goes back
-        shown = {name: f"{value:.3g}" for name, value in (self.measured | self.state.metrics).items()}
+        shown = {
+            name: f"{value:.3g}"
+            for name, value in (self.measured | self.state.metrics).items()
+        }
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(self.state.config.batch_size)
 
     def tick(self) -> None:
-        """A row of the log with its pictures and curves, then the state: killed in between, the tick is done again."""
+        """A row of the log with its pictures and curves, then the state: killed in between, the
+        tick is done again."""
         state, (since, images) = self.state, self.began
         average = replace(state, ema=whole(state.ema))
-        row: Row = {"images": state.images_seen, **{name: sum(values) / len(values) for name, values in self.sums.items()}}
+        row: Row = {
+            "images": state.images_seen,
+            **{
+                name: sum(values) / len(values)
+                for name, values in self.sums.items()
+            }
+        }
         row |= {name: count for name in ("skipped", "rollbacks") if (count := getattr(state, name))}
-        if state.scaler:
-            row["fp16_scale"] = state.scaler.get_scale()
+        if state.engine.scaler:
+            row["fp16_scale"] = state.engine.scaler.get_scale()
         row["images_per_s"] = (state.images_seen - images) / (time.monotonic() - since)
         if self.files.engine.device.type == "cuda":
             row["gpu_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -158,7 +198,7 @@ class _Record:
         self.log.append(row | measured)
         self.sums = {}
         self.measured = measured
-        self.files.engine.by_zero(lambda: self._show(average.ema))
+        self.files.engine.on_rank_zero(lambda: self._show(average.ema))
         self.save()
         self.began = time.monotonic(), state.images_seen
 
@@ -166,7 +206,10 @@ class _Record:
         self.files.write_log(self.log)
         earlier = [row[self.best_by] for row in self.log if self.best_by in row]
         if self.best_by in self.measured and self.measured[self.best_by] <= min(earlier):
-            given = self.provenance | self.measured | {"images_seen": self.state.images_seen, "weights": "EMA"}
+            given = self.provenance | self.measured | {
+                "images_seen": self.state.images_seen,
+                "weights": "EMA"
+            }
             checkpoint.save_denoiser(self.files.best, average, **given)
         if self.keep.samples:
             self._picture(average)
@@ -177,20 +220,26 @@ class _Record:
 
     def _picture(self, denoiser: Denoiser) -> None:
         config, classes = self.state.config, denoiser.label_dim if denoiser.label_dim <= 16 else 0
-        labels = torch.arange(self.keep.samples) % classes if classes else None  # a column for each of a few classes
-        batches = generate(denoiser, range(self.keep.samples), sampler=sampler_of(config), labels=labels)
+        # a column for each of a few classes
+        labels = torch.arange(self.keep.samples) % classes if classes else None
+        batches = generate(denoiser, range(self.keep.samples), sampler=sampler_of(config),
+                           labels=labels)
         images = torch.cat([to_uint8(batch).cpu() for batch in batches])
         content = grid_png(images, columns=classes, zoom=max(1, 64 // denoiser.resolution))
-        checkpoint.write_atomically(self.files.path / "samples" / f"{self.state.images_seen:012d}.png", content)
+        write_atomically(
+            self.files.path / "samples" / f"{self.state.images_seen:012d}.png", content)
         if self.curves:
             self.curves.experiment.add_images("samples", images, self.state.images_seen)
 
     def finish(self, dtype: torch.dtype) -> None:
         average = whole(self.state.ema)
-        self.files.engine.by_zero(lambda: self._finish(average, dtype))
+        self.files.engine.on_rank_zero(lambda: self._finish(average, dtype))
 
     def _finish(self, average: Denoiser, dtype: torch.dtype) -> None:
-        log = [{name: value for name, value in row.items() if name not in TIMINGS} for row in self.log]
+        log = [{
+            name: value
+            for name, value in row.items() if name not in TIMINGS
+        } for row in self.log]
         given = {name: value for name, value in self.provenance.items() if name != "teacher"}
         given |= {"log": log, "images_seen": self.state.images_seen, "weights": "EMA"}
         checkpoint.save_denoiser(self.files.final, average, dtype=dtype, **given)
@@ -205,7 +254,8 @@ class Stopped(Exception):  # noqa: N818
 
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGINT fills: the step in progress is finished, then the state saved. A second one does not wait."""
+    """A list that SIGTERM or SIGINT fills: the step in progress is finished, then the state saved.
+    A second one does not wait."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:

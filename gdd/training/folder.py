@@ -24,11 +24,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from gdd import checkpoint
 from gdd.config import TrainConfig
-from gdd.engine import Engine
+from gdd.files import sweep_partials, write_atomically
+from gdd.training.engine import Engine
 
-FIXED = ("objective", "freeze", "d_channels", "d_head_sizes", "d_head_widths")  # they decide which tensors a state has
+# they decide which tensors a state has
+FIXED = ("objective", "backbones", "d_image_size", "freeze", "d_channels", "d_head_sizes", "d_head_widths")
 TIMINGS = ("images_per_s", "gpu_peak_gb")  # columns of the log that no two runs share
 _PACKAGES = ("gdd-toolkit", "torch", "torchvision", "lightning-fabric", "timm", "lpips", "numpy")
 
@@ -36,16 +37,18 @@ _PACKAGES = ("gdd-toolkit", "torch", "torchvision", "lightning-fabric", "timm", 
 class RunFolder:
     """The folder of one run, held by a lock while in use as a context; process zero writes.
 
-    Raises, in every process, BlockingIOError if another run holds it and OSError if it cannot be written.
+    Raises, in every process, BlockingIOError if another run holds it and OSError if it cannot be
+    written.
     """
 
     def __init__(self, path: Path, engine: Engine):
         self.path, self.engine = path, engine
-        self.state, self.best, self.final = (path / f"{name}.safetensors" for name in ("state", "best", "final"))
+        self.state, self.best, self.final = (path / f"{name}.safetensors"
+                                             for name in ("state", "best", "final"))
         self.lock = FileLock(path / ".lock", blocking=False)
 
     def __enter__(self) -> "RunFolder":
-        self.engine.by_zero(self._claim)
+        self.engine.on_rank_zero(self._claim)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -56,16 +59,23 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except Timeout:
-            raise BlockingIOError(f"{self.path} is in use by another run; wait for it, or name another folder") from None
+            raise BlockingIOError(
+                f"{self.path} is in use by another run; wait for it, or name another folder"
+            ) from None
         except OSError as error:
             raise OSError(f"cannot write in {self.path}: {error.strerror or error}") from None
-        for partial in self.path.glob(".*.*.[0-9]*"):  # left by a run that was killed while it wrote
-            partial.unlink()
+        sweep_partials(self.path)  # of a run that was killed while it wrote
 
-    def check(self, config: TrainConfig, allowed: Sequence[str]) -> None:
-        """Raise ValueError, naming the fields, if the folder holds a run of another config; `allowed` may differ."""
-        if unknown := [name for name in allowed if name not in TrainConfig.__dataclass_fields__ or name in FIXED]:
-            raise ValueError(f"allow_change takes fields of the config but {', '.join(FIXED)}; got {', '.join(unknown)}")
+    def verify_config(self, config: TrainConfig, allowed: Sequence[str]) -> None:
+        """Raise ValueError, naming the fields, if the folder holds a run of another config;
+        `allowed` may differ."""
+        if unknown := [
+                name for name in allowed
+                if name not in TrainConfig.__dataclass_fields__ or name in FIXED
+        ]:
+            raise ValueError(
+                f"allow_change takes fields of the config but {', '.join(FIXED)}; got {', '.join(unknown)}"
+            )
         path = self.path / "config.json"
         if not path.exists():
             return
@@ -74,14 +84,23 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); name another run folder") from None
         found = _plain(TrainConfig()) | found  # a run of an older version lacks younger fields
-        odd = {name: value for name, value in _plain(config).items() if found.get(name) != value and name not in allowed}
+        odd = {
+            name: value
+            for name, value in _plain(config).items()
+            if found.get(name) != value and name not in allowed
+        }
         if odd:
-            drift = "; ".join(f"{name}: {found.get(name)!r} there, {value!r} now" for name, value in odd.items())
-            way_on = "" if set(odd) & set(FIXED) else f", or go on with what changed by --allow-change {' '.join(odd)}"
-            raise ValueError(f"{self.path} holds a run of another config ({drift}); name another folder or delete it{way_on}")
+            drift = "; ".join(f"{name}: {found.get(name)!r} there, {value!r} now"
+                              for name, value in odd.items())
+            way_on = "" if set(odd) & set(
+                FIXED) else f", or go on with what changed by --allow-change {' '.join(odd)}"
+            raise ValueError(
+                f"{self.path} holds a run of another config ({drift}); name another folder or delete it{way_on}"
+            )
 
     def begin(self, config: TrainConfig, images_seen: int, state_bytes: int) -> None:
-        """Note what starts, before anything is trained. Raises OSError if the states will not fit on the disk."""
+        """Note what starts, before anything is trained. Raises OSError if the states will not fit
+        on the disk."""
         free = shutil.disk_usage(self.path).free
         if free < 2 * state_bytes:
             needs = f"a state takes {state_bytes / 1e9:.3g} GB, twice that while it is written"
@@ -89,33 +108,36 @@ class RunFolder:
         path = self.path / "environment.json"
         starts = json.loads(path.read_text()) if path.exists() else []
         starts.append({"images_seen": images_seen, **environment(), **_hardware(self.engine)})
-        checkpoint.write_atomically(path, json.dumps(starts, indent=1).encode())
-        checkpoint.write_atomically(self.path / "config.json", json.dumps(_plain(config), indent=1).encode())
+        write_atomically(path, json.dumps(starts, indent=1).encode())
+        write_atomically(self.path / "config.json",
+                                    json.dumps(_plain(config), indent=1).encode())
 
     def write_log(self, log: list[dict[str, float]]) -> None:
         content = pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode()
-        checkpoint.write_atomically(self.path / "log.csv", content)
+        write_atomically(self.path / "log.csv", content)
 
 
 def environment() -> dict[str, Any]:
-    """Python, package versions, and the git revision of this code, `+` if it was changed since; "" outside a checkout."""
+    """Python, package versions, and the git revision of this code, `+` if it was changed since; ""
+    outside a checkout."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"git": _revision(Path(__file__).resolve().parents[1]), "versions": versions}
+    return {"git": _revision(Path(__file__).resolve().parents[2]), "versions": versions}
 
 
 def _revision(checkout: Path) -> str:
     if not (checkout / ".git").exists():
         return ""
     try:
-        revision, changes = (
-            subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
+        revision, changes = (subprocess.run(["git", "-C", str(checkout), *command],
+                                            capture_output=True, text=True,
+                                            check=True).stdout.strip()
+                             for command in (("rev-parse", "HEAD"), ("status", "--porcelain",
+                                                                     "--untracked-files=no")))
     except (OSError, subprocess.CalledProcessError):
         return ""
     return f"{revision}+" if changes else revision
@@ -123,9 +145,14 @@ def _revision(checkout: Path) -> str:
 
 def _hardware(engine: Engine) -> dict[str, Any]:
     kind = engine.device.type
-    name = torch.cuda.get_device_name(engine.device) if kind == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(
+        engine.device) if kind == "cuda" else platform.processor() or platform.machine()
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
-    used = {"strategy": engine.hardware.strategy, "compile": engine.hardware.compile, "micro_batch_size": engine.micro_batch_size}
+    used = {
+        "strategy": engine.hardware.strategy,
+        "compile": engine.hardware.compile,
+        "micro_batch_size": engine.micro_batch_size
+    }
     return {"device": kind, "name": name, "processes": engine.world, **threads, **used}
 
 

@@ -1,7 +1,8 @@
-"""Data sets on disk: `prepare` writes EDM's zip layout from folders, zips, CIFAR-10's batches; `check` reports what a set holds.
+"""Data sets on disk: `prepare` writes EDM's zip layout from folders, zips, CIFAR-10's batches;
+`check` reports what a set holds.
 
-A prepared zip holds stored, uncompressed PNGs `00000/img00000000.png`, ... and `dataset.json` with `{"labels": [[name, class],
-...]}`, or null, so that EDM's own tools read it too.
+A prepared zip holds stored, uncompressed PNGs `00000/img00000000.png`, ... and `dataset.json` with
+`{"labels": [[name, class], ...]}`, or null, so that EDM's own tools read it too.
 """
 
 import hashlib
@@ -19,19 +20,20 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from gdd.data import describe_shape
-from gdd.pictures import Pictures, open_pictures
+from gdd.data.images import describe_shape
+from gdd.data.pictures import Pictures, open_pictures
 
 Transform = Literal["none", "center-crop"]
 
 
-def prepare(source: Path | str, target: Path | str, *, resolution: int | None = None, transform: Transform = "none",
-            rgb: bool = False, max_images: int | None = None) -> int:  # fmt: skip
+def prepare(source: Path | str, target: Path | str, *, resolution: int | None = None,
+            transform: Transform = "none", rgb: bool = False, max_images: int | None = None) -> int:
     """Write `source` as a zip in EDM's layout; returns the number of images.
 
-    `resolution` resizes by Lanczos to that square; `center-crop` cuts the middle square first, as EDM does for ImageNet; else a
-    picture that is not square is refused. `rgb` converts 8-bit grey, palette, CMYK and alpha pictures. The zip appears whole or
-    not at all. Raises FileExistsError, FileNotFoundError, or ValueError naming the picture.
+    `resolution` resizes by Lanczos to that square; `center-crop` cuts the middle square first, as
+    EDM does for ImageNet; else a picture that is not square is refused. `rgb` converts 8-bit grey,
+    palette, CMYK and alpha pictures. The zip appears whole or not at all. Raises FileExistsError,
+    FileNotFoundError, or ValueError naming the picture.
     """
     target = Path(target)
     if target.exists():
@@ -55,14 +57,14 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
                 if shape not in (None, (image.mode, image.size)):
                     raise ValueError(
                         f"{pictures.path}: {pictures.names[index]} is {_described(image)}, but {pictures.names[0]} is otherwise; "
-                        f"give --resolution, and --rgb where grey and colour mix"
-                    )
+                        f"give --resolution, and --rgb where grey and colour mix")
                 shape = (image.mode, image.size)
                 name, content = f"{index // 1000:05d}/img{index:08d}.png", io.BytesIO()
                 image.save(content, "png", compress_level=0)  # decodes fastest
                 archive.writestr(name, content.getvalue())
                 labels.append([name, pictures.labels[index]] if pictures.labels else None)
-            archive.writestr("dataset.json", json.dumps({"labels": labels if pictures.labels else None}))
+            archive.writestr("dataset.json",
+                             json.dumps({"labels": labels if pictures.labels else None}))
         partial.replace(target)
     except OSError as error:
         raise OSError(f"cannot write {target}: {error.strerror or error}") from None
@@ -71,12 +73,14 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
     return count
 
 
-def _transformed(pictures: Pictures, index: int, resolution: int | None, transform: Transform, rgb: bool) -> Image.Image:
+def _transformed(pictures: Pictures, index: int, resolution: int | None, transform: Transform,
+                 rgb: bool) -> Image.Image:
     if rgb:
         image = pictures.picture(index).convert("RGB")
     else:
         pixels = pictures.array(index)
-        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        image = Image.fromarray(pixels[0] if len(pixels) ==
+                                1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     width, height = image.size
     if transform == "center-crop":
         side = min(width, height)
@@ -85,8 +89,7 @@ def _transformed(pictures: Pictures, index: int, resolution: int | None, transfo
     elif width != height:
         raise ValueError(
             f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give --transform center-crop and "
-            "--resolution"
-        )
+            "--resolution")
     if resolution is not None and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
@@ -103,22 +106,24 @@ class Report:
     count: int
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (C,H,W) -> images
     labels: Counter[int] = field(default_factory=Counter)
-    duplicates: list[tuple[str, str]] = field(default_factory=list)  # (picture, the earlier one with the same pixels)
+    # (picture, the earlier one with the same pixels)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     digest: str = ""
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.count:,} images: " + (
-            ", ".join(f"{n:,} of {describe_shape(s)}" for s, n in self.shapes.most_common()) or "none"
-        )
+        yield f"{self.count:,} images: " + (", ".join(f"{n:,} of {describe_shape(s)}"
+                                                      for s, n in self.shapes.most_common())
+                                            or "none")
         if self.labels:
             counts = Counter(self.labels.values())
-            spread = ", ".join(f"{label}: {self.labels[label]:,}" for label in sorted(self.labels)[:10])
-            more = f", ... ({len(self.labels):,} classes of {min(counts):,} to {max(counts):,})" if len(self.labels) > 10 else ""
+            spread = ", ".join(f"{label}: {self.labels[label]:,}"
+                               for label in sorted(self.labels)[:10])
+            more = f", ... ({len(self.labels):,} classes of {min(counts):,} to {max(counts):,})" if len(
+                self.labels) > 10 else ""
             missing = max(self.labels) + 1 - len(self.labels)
             yield f"images per class: {spread}{more}" + (
-                f"; {missing} classes below {max(self.labels)} have none" if missing else ""
-            )
+                f"; {missing} classes below {max(self.labels)} have none" if missing else "")
         else:
             yield "no labels"
         first = f", first {self.duplicates[0][0]} = {self.duplicates[0][1]}" if self.duplicates else ""
@@ -126,7 +131,8 @@ class Report:
 
 
 def check(source: Path | str) -> Report:
-    """Decode every picture of a data set once, holding none. Raises FileNotFoundError or ValueError if it is no data set."""
+    """Decode every picture of a data set once, holding none. Raises FileNotFoundError or ValueError
+    if it is no data set."""
     pictures = open_pictures(source)
     report = Report(len(pictures), labels=Counter(pictures.labels or ()))
     seen: dict[bytes, int] = {}
@@ -138,7 +144,8 @@ def check(source: Path | str) -> Report:
             report.problems.append(str(error))
             continue
         report.shapes[pixels.shape] += 1
-        key = hashlib.blake2b(pixels.tobytes(), digest_size=16, salt=str(pixels.shape[-1]).encode()).digest()
+        key = hashlib.blake2b(pixels.tobytes(), digest_size=16,
+                              salt=str(pixels.shape[-1]).encode()).digest()
         whole.update(key)
         if (first := seen.setdefault(key, index)) != index:
             report.duplicates.append((pictures.names[index], pictures.names[first]))

@@ -1,4 +1,5 @@
-"""Weights that are spread over processes (FSDP): how they are split, and whole tensors out of the shares and back.
+"""Weights that are spread over processes (FSDP): how they are split, and whole tensors out of the
+shares and back.
 
 PyTorch's sharding takes most of a second to import, so that is left until it is needed.
 """
@@ -11,14 +12,18 @@ from gdd.denoiser import Denoiser
 
 
 def shard(denoiser: Denoiser, device_type: str, processes: int) -> Denoiser:
-    """Leave a share of each weight to each process, gathered block by block while it computes; gradients are averaged."""
+    """Leave a share of each weight to each process, gathered block by block while it computes;
+    gradients are averaged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device_type, (processes,))
-    blocks = [block for part in ("enc", "dec") for block in denoiser.model.get_submodule(part).children()]
+    mesh = init_device_mesh(device_type, (processes, ))
+    blocks = [
+        block for part in ("enc", "dec") for block in denoiser.model.get_submodule(part).children()
+    ]
     for module in (*blocks, denoiser):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the last module too, for calls without a backward pass
+        # the last module too, for calls without a backward pass
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return denoiser
 
 

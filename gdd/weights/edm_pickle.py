@@ -1,9 +1,11 @@
-"""Quarantine: NVIDIA's network pickles (EDM, GDD, D2O) and CIFAR-10's batches, read without running anything they carry.
+"""Quarantine: NVIDIA's network pickles (EDM, GDD, D2O) and CIFAR-10's batches, read without running
+anything they carry.
 
-A network file is a pickled dict with an `ema` entry: a "persistent object" that names its class, holds that class's whole
-source text, which the official loader executes, and the module's `__dict__`. Here the source is skipped, the attributes are read
-as data, and the result is what `gdd.checkpoint` reads from its own files: tensors and a config. This is the only module that
-gives bytes to an unpickler, torch's own with `weights_only=True`, for the storages.
+A network file is a pickled dict with an `ema` entry: a "persistent object" that names its class,
+holds that class's whole source text, which the official loader executes, and the module's
+`__dict__`. Here the source is skipped, the attributes are read as data, and the result is what
+`gdd.checkpoint` reads from its own files: tensors and a config. This is the only module that gives
+bytes to an unpickler, torch's own with `weights_only=True`, for the storages.
 """
 
 import io
@@ -18,22 +20,24 @@ import torch
 from torch import Tensor
 
 from gdd.denoiser import GENERATOR_EPSILON, PRECOND_ARGUMENTS
-from gdd.unpickle import Name, Record, RefusedError, opcodes, read
+from gdd.weights.unpickle import Name, Record, RefusedError, opcodes, read
 
 EPSILONS = {"EDMPrecond": 0.0, "GDDPrecond": GENERATOR_EPSILON, "D2OPrecond": GENERATOR_EPSILON}
 _DAMAGE = (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-_PRECOND_POSITIONS = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data",
-                      "model_type")  # fmt: skip
-_STORAGE_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch.save's first pickle, before its zip format
+_PRECOND_POSITIONS = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min",
+                      "sigma_max", "sigma_data", "model_type")
+# torch.save's first pickle, before its zip format
+_STORAGE_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _STORAGE_HEADER_OPCODES = 400  # five small pickles; about 60 opcodes today
-_INERT = re.compile(  # a ModuleDict, a dtype, a layer of an entry that need not be understood: kept as data under their names
-    r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*|torch\.(b?float|u?int|bool)\d*"
-)
+# a ModuleDict, a dtype, a layer of an entry that need not be understood: kept as data under their
+# names
+_INERT = re.compile(r"torch\.nn\.modules\.[a-z\d_]+\.[A-Z]\w*|torch\.(b?float|u?int|bool)\d*")
 _DEPTH = 32  # modules nest four deep in EDM's networks
 
 
 def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`(tensors, metadata)` of a network pickle, as `checkpoint.read_tensors` gives them for a file of ours.
+    """`(tensors, metadata)` of a network pickle, as `checkpoint.read_tensors` gives them for a file
+    of ours.
 
     Raises ValueError with what the file is, what it asks for, or where it is damaged.
     """
@@ -51,7 +55,8 @@ def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_cifar_batch(file: BinaryIO, size: int) -> tuple[np.ndarray, list[int]]:
-    """One of CIFAR-10's python batches of `size` bytes: uint8 images (N,3,32,32) and their classes. Raises ValueError."""
+    """One of CIFAR-10's python batches of `size` bytes: uint8 images (N,3,32,32) and their classes.
+    Raises ValueError."""
     content = read(file, _Names(size).resolve)
     if not isinstance(content, dict) or not {"data", "labels"} <= content.keys():
         raise ValueError("is no CIFAR-10 batch: it has no data and labels")
@@ -59,18 +64,23 @@ def read_cifar_batch(file: BinaryIO, size: int) -> tuple[np.ndarray, list[int]]:
         images, labels = _array(content["data"]), content["labels"]
     except (ValueError, *_DAMAGE) as error:
         raise ValueError(f"is no CIFAR-10 batch: {error}") from None
-    if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8 or not isinstance(labels, list):
+    if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8 or not isinstance(
+            labels, list):
         raise ValueError(f"is no CIFAR-10 batch: its data are {images.dtype} {list(images.shape)}")
-    if len(labels) != len(images) or not all(type(label) is int and 0 <= label < 10 for label in labels):
-        raise ValueError(f"is no CIFAR-10 batch: {len(labels)} labels for {len(images)} images, or not in 0..9")
+    if len(labels) != len(images) or not all(
+            type(label) is int and 0 <= label < 10 for label in labels):
+        raise ValueError(
+            f"is no CIFAR-10 batch: {len(labels)} labels for {len(images)} images, or not in 0..9")
     return images.reshape(-1, 3, 32, 32), labels
 
 
 class _Names:
-    """What a name in the file stands for. `budget` bytes bound what copies may take, so that no object is multiplied."""
+    """What a name in the file stands for. `budget` bytes bound what copies may take, so that no
+    object is multiplied."""
 
     def __init__(self, budget: int):
-        self.budget = 3 * budget + 4096  # protocol 2 writes bytes as text, so an honest file passes through here twice
+        # protocol 2 writes bytes as text, so an honest file passes through here twice
+        self.budget = 3 * budget + 4096
         self.functions: dict[str, Callable[..., Any]] = {
             "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
             "dnnlib.util.EasyDict": _new_dict,
@@ -94,7 +104,8 @@ class _Names:
         for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
             self.functions[f"{core}.multiarray._reconstruct"] = lambda *_: Record("numpy.ndarray")
             self.functions[f"{core}.multiarray.scalar"] = _scalar
-            self.functions[f"{core}.numeric._frombuffer"] = lambda *args: Record("numpy.ndarray", args)
+            self.functions[f"{core}.numeric._frombuffer"] = lambda *args: Record(
+                "numpy.ndarray", args)
 
     def resolve(self, name: str) -> Callable[..., Any] | None:
         if _INERT.fullmatch(name):
@@ -104,7 +115,8 @@ class _Names:
     def spend(self, size: int) -> None:
         self.budget -= size
         if self.budget < 0:
-            raise RefusedError("unpacks to more than the file holds; refused, nothing of it was run")
+            raise RefusedError(
+                "unpacks to more than the file holds; refused, nothing of it was run")
 
     def to_set(self, items: list[Any] | None = None) -> set[Any]:
         self.spend(16 * len(items or ()))
@@ -125,7 +137,8 @@ class _Names:
         return function()
 
     def storage(self, content: bytes) -> Tensor:
-        """A storage as a flat tensor; its header is held against its length before torch is asked to read it."""
+        """A storage as a flat tensor; its header is held against its length before torch is asked
+        to read it."""
         if type(content) is not bytes:
             raise ValueError("a storage that is not bytes")
         self.spend(len(content))
@@ -136,15 +149,21 @@ class _Names:
             for opcode, arg, _ in opcodes(header):
                 count += 1
                 if opcode.name == "GLOBAL" and not re.fullmatch(r"torch \w+Storage", arg):
-                    raise RefusedError(f"asks for {arg.replace(' ', '.')} inside a storage; refused, nothing of it was run")
-                if count > _STORAGE_HEADER_OPCODES or (part and type(arg) is int and not 0 <= arg <= max(len(content), 1001)):
+                    raise RefusedError(
+                        f"asks for {arg.replace(' ', '.')} inside a storage; refused, nothing of it was run"
+                    )
+                if count > _STORAGE_HEADER_OPCODES or (part and type(arg) is int
+                                                       and not 0 <= arg <= max(len(content), 1001)):
                     raise RefusedError("declares a storage larger than it is; refused")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated, and what these files hold
+                warnings.simplefilter(
+                    "ignore",
+                    UserWarning)  # typed storages are deprecated, and what these files hold
                 storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
                 return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
-        except Exception as error:  # whatever a hostile storage makes torch raise, it is this file's fault
+        # whatever a hostile storage makes torch raise, it is this file's fault
+        except Exception as error:
             raise ValueError(f"a storage torch cannot read: {str(error).splitlines()[0]}") from None
 
 
@@ -153,16 +172,20 @@ def _new_dict() -> dict[Any, Any]:
 
 
 def _persistent(meta: dict[str, Any]) -> Record:
-    """NVIDIA's persistent object: the class by name, its attributes as data; `module_src` is left alone."""
-    if not isinstance(meta, dict) or meta.get("type") != "class" or type(meta.get("class_name")) is not str:
+    """NVIDIA's persistent object: the class by name, its attributes as data; `module_src` is left
+    alone."""
+    if not isinstance(meta, dict) or meta.get("type") != "class" or type(
+            meta.get("class_name")) is not str:
         raise ValueError("a persistent object without a class")
     if not isinstance(meta.get("state"), dict):
         raise ValueError(f"a persistent {meta['class_name']} without attributes")
     return Record(meta["class_name"], state=meta["state"])
 
 
-def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if not isinstance(storage, Tensor) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_:
+            Any) -> Tensor:
+    if not isinstance(storage, Tensor) or not all(
+            type(n) is int and n >= 0 for n in (offset, *size, *stride)):
         raise ValueError("a tensor that is not made of a storage and counts")
     tensor = storage.as_strided(size, stride, offset)  # refuses what lies outside the storage
     if tensor.numel() > storage.numel():
@@ -183,7 +206,8 @@ def _dtype(record: Record) -> np.dtype:
 
 
 def _array(record: Any) -> np.ndarray:
-    """The array in a numpy record: shape, type, order and bytes, from either of numpy's two ways to pickle."""
+    """The array in a numpy record: shape, type, order and bytes, from either of numpy's two ways to
+    pickle."""
     if not isinstance(record, Record) or record.kind != "numpy.ndarray":
         raise ValueError("a value that is not an array")
     if record.state is not None:
@@ -197,29 +221,42 @@ def _array(record: Any) -> np.ndarray:
 
 def _network(content: Any) -> tuple[str, Record]:
     if not isinstance(content, dict):
-        raise ValueError(f"is a pickled {type(content).__name__}, not a network file with an entry ema")
+        raise ValueError(
+            f"is a pickled {type(content).__name__}, not a network file with an entry ema")
     for entry in ("ema", "net"):
         found = content.get(entry)
         if isinstance(found, Record) and isinstance(found.state, dict):
             if found.kind not in EPSILONS:
                 raise ValueError(f"holds a {found.kind}; read are {', '.join(EPSILONS)}")
             return entry, found
-    raise ValueError(f"has no network under ema or net; it holds {', '.join(map(str, content)) or 'nothing'}"[:300])
+    raise ValueError(
+        f"has no network under ema or net; it holds {', '.join(map(str, content)) or 'nothing'}"[:
+                                                                                                 300]
+    )
 
 
 def _metadata(network: Record) -> dict[str, Any]:
-    """The config by which `Denoiser.from_config` rebuilds the network: its init arguments, and its attributes since then."""
+    """The config by which `Denoiser.from_config` rebuilds the network: its init arguments, and its
+    attributes since then."""
     state = network.state
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
-    if not isinstance(args, tuple | list) or not isinstance(kwargs, dict) or len(args) > len(_PRECOND_POSITIONS):
+    if not isinstance(args, tuple | list) or not isinstance(
+            kwargs, dict) or len(args) > len(_PRECOND_POSITIONS):
         raise ValueError(f"holds a {network.kind} without a record of its arguments")
     config = dict(zip(_PRECOND_POSITIONS, args, strict=False)) | kwargs
-    config |= {name: state[name] for name in _PRECOND_POSITIONS if name in state and name != "model_type"}
+    config |= {
+        name: state[name]
+        for name in _PRECOND_POSITIONS if name in state and name != "model_type"
+    }
     for name, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
-        if type(name) is not str or not all(type(v) in (str, int, float, bool, type(None)) for v in values):
+        if type(name) is not str or not all(
+                type(v) in (str, int, float, bool, type(None)) for v in values):
             raise ValueError(f"has a network argument {name} that is no plain value")
-    config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    config = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in config.items()
+    }
     epsilon = state.get("eps", EPSILONS[network.kind]) if EPSILONS[network.kind] else 0.0
     if type(epsilon) is not float:
         raise ValueError(f"has an eps that is no number: {epsilon!r}")
@@ -227,7 +264,8 @@ def _metadata(network: Record) -> dict[str, Any]:
 
 
 def _tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of a module read as data: parameters and persistent buffers by their dotted names."""
+    """The state dict of a module read as data: parameters and persistent buffers by their dotted
+    names."""
     state = module.state if isinstance(module, Record) else None
     if not isinstance(state, dict) or id(module) in seen or prefix.count(".") > _DEPTH:
         raise ValueError(f"has no module of its own at {prefix[:200] or 'its root'}")

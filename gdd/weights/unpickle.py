@@ -1,8 +1,10 @@
-"""Pickles read as data: a small stack machine that builds values, and can call nothing but its caller's own functions.
+"""Pickles read as data: a small stack machine that builds values, and can call nothing but its
+caller's own functions.
 
-Python's unpickler imports and calls whatever a file names. This one takes the opcodes from `pickletools`, keeps each name as
-inert text, and looks up what to do for it: an unknown name is refused, and so is every opcode that only mischief needs. What a
-file declares is held against what the file has before memory is asked for.
+Python's unpickler imports and calls whatever a file names. This one takes the opcodes from
+`pickletools`, keeps each name as inert text, and looks up what to do for it: an unknown name is
+refused, and so is every opcode that only mischief needs. What a file declares is held against what
+the file has before memory is asked for.
 """
 
 import io
@@ -19,14 +21,16 @@ _KEYS = (str, int, float, bool, bytes, type(None))  # hashing deep tuples can ov
 
 @dataclass(frozen=True)
 class Name:
-    """A name the file asked for, such as `collections.OrderedDict`: text, and never the thing itself."""
+    """A name the file asked for, such as `collections.OrderedDict`: text, and never the thing
+    itself."""
 
     full: str
 
 
 @dataclass(eq=False)
 class Record:
-    """An object of some class, as data: what it was called with, and the state the file sets afterwards."""
+    """An object of some class, as data: what it was called with, and the state the file sets
+    afterwards."""
 
     kind: str
     args: tuple = ()
@@ -38,9 +42,11 @@ Resolve = Callable[[str], Callable[..., Any] | None]
 
 
 def read(file: BinaryIO, resolve: Resolve) -> Any:
-    """The first pickle in `file`, protocols 2 to 5, as dicts, lists, tuples, sets, plain values and `Record`s.
+    """The first pickle in `file`, protocols 2 to 5, as dicts, lists, tuples, sets, plain values and
+    `Record`s.
 
-    `resolve(name)` gives the function that stands for a name, or None to refuse it. Raises ValueError saying what and where.
+    `resolve(name)` gives the function that stands for a name, or None to refuse it. Raises
+    ValueError saying what and where.
     """
     machine = _Machine(resolve)
     position: int | None = 0
@@ -55,14 +61,16 @@ def read(file: BinaryIO, resolve: Resolve) -> Any:
             machine.step(opcode.name, arg)
     except RefusedError as error:
         raise ValueError(str(error)) from None
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+            MemoryError) as error:
         where = "" if opcode is None else f" after byte {position} ({opcode.name})"
         raise ValueError(f"is damaged{where}: {error}") from None
     raise ValueError("is damaged: it has no end")
 
 
 def opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
-    """The opcodes of the pickle that starts here, with their arguments and positions. Raises ValueError where it is damaged."""
+    """The opcodes of the pickle that starts here, with their arguments and positions. Raises
+    ValueError where it is damaged."""
     yield from pickletools.genops(_Bounded(file))  # type: ignore[arg-type]
 
 
@@ -95,6 +103,7 @@ class _Bounded(io.RawIOBase):
 
 
 class _Machine:
+
     def __init__(self, resolve: Resolve):
         self.resolve = resolve
         self.stack: list[Any] = []
@@ -112,12 +121,19 @@ class _Machine:
                 pass
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
-            case ("BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
-                  | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BINSTRING" | "SHORT_BINSTRING"
-                  | "INT" | "LONG" | "FLOAT" | "STRING" | "UNICODE"):  # fmt: skip
+            case ("BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE"
+                  | "SHORT_BINUNICODE" | "BINUNICODE8"
+                  | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BINSTRING"
+                  | "SHORT_BINSTRING"
+                  | "INT" | "LONG" | "FLOAT" | "STRING" | "UNICODE"):
                 stack.append(arg)
             case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT" | "EMPTY_SET":
-                stack.append({"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}[opcode]())
+                stack.append({
+                    "EMPTY_LIST": list,
+                    "EMPTY_TUPLE": tuple,
+                    "EMPTY_DICT": dict,
+                    "EMPTY_SET": set
+                }[opcode]())
             case "MARK":
                 self.marks.append(len(stack))
             case "POP":
@@ -126,7 +142,9 @@ class _Machine:
                 self.since_mark()
             case "TUPLE":
                 stack.append(tuple(self.since_mark()))
-            case "LIST":  # this and the other opcodes of protocols 0 and 1: hand-made files are refused for what they ask
+            # this and the other opcodes of protocols 0 and 1: hand-made files are refused for what
+            # they ask
+            case "LIST":
                 stack.append(self.since_mark())
             case "DICT":
                 items = self.since_mark()
@@ -172,7 +190,9 @@ class _Machine:
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
                 if not isinstance(target, Record) or target.state is not None:
-                    raise RefusedError(f"sets the state of {_describe(target)}; refused, nothing of the file was run")
+                    raise RefusedError(
+                        f"sets the state of {_describe(target)}; refused, nothing of the file was run"
+                    )
                 target.state = state
             case _:
                 raise RefusedError(
@@ -187,7 +207,8 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise RefusedError(f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
+            raise RefusedError(
+                f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
         return self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
@@ -212,7 +233,8 @@ class _Machine:
 
 def _key(value: Any) -> Any:
     if type(value) not in _KEYS:
-        raise RefusedError(f"uses {_describe(value)} as a key; refused, nothing of the file was run")
+        raise RefusedError(
+            f"uses {_describe(value)} as a key; refused, nothing of the file was run")
     return value
 
 

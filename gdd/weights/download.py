@@ -1,7 +1,8 @@
-"""Public files, fetched only when asked for: EDM's checkpoints and reference statistics, and the weights of backbones and LPIPS.
+"""Public files, fetched only when asked for: EDM's checkpoints and reference statistics, and the
+weights of backbones and LPIPS.
 
-Nothing else in `gdd` reaches for the network; `analysis.features` does, for weights that grade. `find` says where a file is
-expected and how to get it.
+Nothing else in `gdd` reaches for the network; `analysis.features` does, for weights that grade.
+`require_file` says where a file is expected and how to get it.
 """
 
 import hashlib
@@ -13,13 +14,17 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from gdd.presets import CHECKPOINTS, DEIT, LITE, LPIPS, PAPER, TEACHERS, VGG
+from gdd.profiles.paper import CHECKPOINTS, DEIT, LITE, LPIPS, TEACHERS, VGG
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
+STATISTICS = ("cifar10-32x32", "afhqv2-64x64", "ffhq-64x64", "imagenet-64x64")
 TIMM = "https://huggingface.co/timm"
 ADDRESSES = {
-    **{name: f"{EDM}/pretrained/{name}.pkl" for name in TEACHERS},
-    **{profile.reference: f"{EDM}/fid-refs/{profile.reference}.npz" for profile in PAPER.values()},
+    **{
+        name: f"{EDM}/pretrained/{name}.pkl"
+        for name in TEACHERS
+    },
+    **{name: f"{EDM}/fid-refs/{name}.npz" for name in STATISTICS},
     VGG: f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors",
     LPIPS: f"{TIMM}/vgg16.tv_in1k/resolve/main/model.safetensors",
     LITE: f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors",
@@ -28,7 +33,7 @@ ADDRESSES = {
 _BLOCK = 1 << 20
 
 
-def place(name: str, folder: Path = CHECKPOINTS) -> Path:
+def expected_path(name: str, folder: Path = CHECKPOINTS) -> Path:
     """Where the file called `name` is expected."""
     return folder / f"{name}{Path(address(name)).suffix}"
 
@@ -40,9 +45,10 @@ def address(name: str) -> str:
     return ADDRESSES[name]
 
 
-def find(name: str, folder: Path = CHECKPOINTS) -> Path:
-    """The file called `name` on disk, converted or as published. Raises FileNotFoundError saying how to get it."""
-    expected = place(name, folder)
+def require_file(name: str, folder: Path = CHECKPOINTS) -> Path:
+    """The file called `name` on disk, converted or as published. Raises FileNotFoundError saying
+    how to get it."""
+    expected = expected_path(name, folder)
     for path in (expected.with_suffix(".safetensors"), expected):
         if path.is_file():
             return path
@@ -51,13 +57,16 @@ def find(name: str, folder: Path = CHECKPOINTS) -> Path:
     )
 
 
-def download(name: str, *, folder: Path = CHECKPOINTS, sha256: str = "", source: str = "") -> tuple[Path, str]:
-    """Fetch a file, going on with a partial one; returns its path and SHA-256. A file that is there is only compared.
+def download(name: str, *, folder: Path = CHECKPOINTS, sha256: str = "",
+             source: str = "") -> tuple[Path, str]:
+    """Fetch a file, going on with a partial one; returns its path and SHA-256. A file that is there
+    is only compared.
 
-    `source` replaces the public address, as a mirror does. `sha256`, all of it or its first digits, is compared before the file
-    takes its name. Raises ValueError if it differs, ConnectionError without a network.
+    `source` replaces the public address, as a mirror does. `sha256`, all of it or its first digits,
+    is compared before the file takes its name. Raises ValueError if it differs, ConnectionError
+    without a network.
     """
-    path, url = place(name, folder), source or address(name)
+    path, url = expected_path(name, folder), source or address(name)
     sha256 = sha256.lower()
     if not re.fullmatch(r"[0-9a-f]{0,64}", sha256):
         raise ValueError(f"sha256 must be hexadecimal digits; got {sha256!r}")
@@ -73,7 +82,8 @@ def download(name: str, *, folder: Path = CHECKPOINTS, sha256: str = "", source:
         _validator(partial).unlink(missing_ok=True)
         return path, found
     if not (found := _digest(path)).startswith(sha256):
-        raise ValueError(f"{path} is there and has SHA-256 {found}, not {sha256}; delete it to fetch it again")
+        raise ValueError(
+            f"{path} is there and has SHA-256 {found}, not {sha256}; delete it to fetch it again")
     return path, found
 
 
@@ -86,12 +96,14 @@ def _fetch(url: str, partial: Path) -> None:
         request.add_header("If-Range", _validator(partial).read_text())
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
-            resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+            resumed = response.status == 206 and response.headers.get(
+                "Content-Range", "").startswith(f"bytes {start}-")
             start = start if resumed else 0
             length = int(response.headers.get("Content-Length") or 0)
             if tag := response.headers.get("ETag") or response.headers.get("Last-Modified"):
                 _validator(partial).write_text(tag)
-            bar = tqdm(total=start + length or None, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=None)
+            bar = tqdm(total=start + length or None, initial=start, unit="B", unit_scale=True,
+                       desc=partial.stem, disable=None)
             with partial.open("ab" if resumed else "wb") as file, bar:
                 while block := response.read(_BLOCK):
                     file.write(block)
@@ -102,10 +114,12 @@ def _fetch(url: str, partial: Path) -> None:
         if error.code == 416 and start:  # the partial file is whole, or longer than the file is now
             return
         raise ConnectionError(f"{url} answers {error.code} {error.reason}") from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError,
+            ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise ConnectionError(f"cannot fetch {url}: {reason}; the same command goes on where it stopped, or put the file at "
-                              f"{partial.with_suffix('')} yourself") from None  # fmt: skip
+        raise ConnectionError(
+            f"cannot fetch {url}: {reason}; the same command goes on where it stopped, or put the file at "
+            f"{partial.with_suffix('')} yourself") from None
     except OSError as error:
         raise OSError(f"cannot write {partial}: {error.strerror or error}") from None
 

@@ -1,0 +1,62 @@
+"""Any network of timm as a feature extractor, CLIP and DINOv2 among them."""
+
+import hashlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from analysis.features.extractor import Extractor, family, rgb
+
+TIMM_NAMES = {"clip": "vit_base_patch32_clip_224.openai", "dinov2": "vit_large_patch14_dinov2.lvd142m"}
+
+
+def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
+    """A timm network's pooled features, of CLIP its embedding, after an antialiased bicubic resize
+    to its input size."""
+    import timm
+
+    model = TIMM_NAMES.get(name, name.removeprefix("timm:"))
+    options: dict[str, Any] = {} if name == "clip" else {"num_classes": 0}
+    if "dinov2" in model:
+        options["img_size"] = 224
+    path = folder / f"{model}.safetensors"
+    network: Any
+    try:
+        if path.is_file():
+            network = timm.create_model(model, pretrained=True,
+                                        pretrained_cfg_overlay={"file": str(path)}, **options)
+        else:
+            if where := (timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()).hf_hub_id:
+                _reach("huggingface.co",
+                       f"{path} (model.safetensors of https://huggingface.co/{where})")
+            network = timm.create_model(model, pretrained=True, **options)
+    except RuntimeError as error:  # an unknown name, or weights of another network
+        raise ValueError(f"features {name}: {str(error).splitlines()[0]}") from None
+    network = network.to(device).eval()
+    size = 224 if "img_size" in options else network.pretrained_cfg["input_size"][-1]
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] * 255
+                 for key in ("mean", "std"))
+
+    def features(images: Tensor) -> Tensor:
+        x = F.interpolate(rgb(images), size=(size, size), mode="bicubic",
+                          antialias=True).clip(0, 255)
+        return network(((x - mean) / std).to(device)).flatten(1)
+
+    state = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        state.update(tensor.cpu().contiguous().numpy().tobytes())
+    return Extractor(name, family(model), f"{model} {size} {state.hexdigest()[:16]}", features)
+
+
+def _reach(host: str, wanted: str) -> None:
+    """Ask for the host before a library does, which would try for most of a minute."""
+    try:
+        socket.create_connection((host, 443), timeout=5).close()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{wanted} is not there and {host} cannot be reached ({error}); put the file there"
+        ) from None

@@ -1,0 +1,134 @@
+"""Profiles: all that differs between data sets, as data. One file a data set; nothing else names one.
+
+`desk` is the paper at the scale of two CPU cores, `smoke` the same runs, a few steps each. The
+paper's own name a public teacher, pretrained backbones and a prepared data set, each with the place
+where it is expected. A file of one's own that defines PROFILE is a profile too: `--profile mine.py`.
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from gdd.config import TrainConfig
+
+RECIPE = 2  # raise it when code, not config, changes what a run trains to: shipped weights go stale
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A small network that a profile trains on its own data."""
+
+    role: Literal["backbone", "features"]  # what the discriminator looks through, or what judges
+    epochs: int
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)  # known by itself: its tables cannot be hashed
+class Profile:
+    """A data set with its runs, and with what makes, judges and describes them."""
+
+    name: str
+    title: str  # of the data, for headings: "scikit-learn's digits, 8x8"
+    real: str  # what its images are called in a caption: "digits"
+    data: str  # as `open_images` takes it
+    classes: int  # of the data, 0 if it has no labels
+    networks: Mapping[str, Mapping[str, Any]]  # of every teacher, by its name; the first is the usual
+    runs: Mapping[str, TrainConfig]
+    extractors: tuple[str, ...]  # what judges: classifiers below, or names of analysis.features
+    n: int  # images per measurement
+    n_activations: int = 256
+    seed_ranges: int = 3
+    training_seeds: tuple[int, ...] = (0, )
+    classifiers: Mapping[str, Classifier] = field(default_factory=dict)
+    reference: str = ""  # what generators are measured against, if not the data: statistics
+    shipped: Path | None = None  # folder of weights that come with the package
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C,H,W) of the images."""
+        network = next(iter(self.networks.values()))
+        return network["img_channels"], network["img_resolution"], network["img_resolution"]
+
+    def config(self, run: str) -> TrainConfig:
+        """Of `run`, or of `run@2`, the same with training seed 2. Raises ValueError listing names."""
+        name, _, seed = run.partition("@")
+        known = require(name, self.runs, f"run of profile {self.name}")
+        if seed and not seed.isdecimal():
+            raise ValueError(f"a training seed is a number, as in {name}@1; got {run!r}")
+        return replace(known, seed=int(seed)) if seed else known
+
+    def network(self, run: str) -> Mapping[str, Any]:
+        """The config of a run's network."""
+        config = self.config(run)
+        teacher = run.partition("@")[0] if config.objective == "edm" else config.teacher
+        return self.networks.get(teacher, next(iter(self.networks.values())))
+
+    def further_seeds(self) -> list[str]:
+        """The runs that are trained with further seeds, as `run@seed`: all but teachers and those
+        that a figure shows once."""
+        return [f"{name}@{seed}" for seed in self.training_seeds[1:] for name in self.runs
+                if self.runs[name].objective != "edm" and not name.startswith("cond-")]
+
+
+def require(name: str, known: Iterable[str], what: str) -> Any:
+    """`known[name]`, or a ValueError that shows the nearest names and all there are."""
+    if name in known:
+        return known[name] if isinstance(known, Mapping) else name
+    near = difflib.get_close_matches(name, known, n=3)
+    nearest = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"{what} must be one of {', '.join(known)}; got {name!r}{nearest}")
+
+
+@cache
+def profiles() -> dict[str, Profile]:
+    """All that come with the package, by name."""
+    from gdd.profiles import afhqv2, cifar10, digits, ffhq, imagenet64
+
+    modules = digits, cifar10, afhqv2, ffhq, imagenet64
+    return {profile.name: profile for module in modules for profile in module.PROFILES}
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name, or the PROFILE of a Python file. Raises ValueError or
+    FileNotFoundError."""
+    return _from_file(Path(name)) if name.endswith(".py") else require(name, profiles(), "profile")
+
+
+@cache
+def _from_file(path: Path) -> Profile:
+    if not path.is_file():
+        raise FileNotFoundError(f"profile {path} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "PROFILE", None)
+    if not isinstance(found, Profile):
+        raise ValueError(f"{path} defines no PROFILE = gdd.profiles.Profile(...)")
+    return found
+
+
+def preset(name: str) -> tuple[Profile, str]:
+    """Profile and run of `desk-gdd-i`, `ffhq-gdd`, or `mine.py-gdd`; GDD is D2O, GDD-I D2O-F.
+
+    Raises ValueError listing what there is.
+    """
+    plain = name.replace("d2o-f", "gdd-i").replace("d2o", "gdd")
+    file, _, run = plain.partition(".py-")
+    if run:
+        found = profile(f"{file}.py")
+        require(run, found.runs, f"run of {file}.py")
+        return found, run
+    return require(plain, presets(), "preset")
+
+
+@cache
+def presets() -> dict[str, tuple[Profile, str]]:
+    """Profile and run by the preset's name."""
+    return {f"{p.name}-{run}": (p, run) for p in profiles().values() for run in p.runs}

@@ -1,0 +1,126 @@
+"""The command `python -m gdd train`: a preset, whose config's fields are flags, and a folder."""
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from gdd.config import Hardware, Keep, TrainConfig
+from gdd.profiles import Profile, preset, presets
+
+
+@dataclass
+class Train:
+    """Train in a run folder, or go on with what is there."""
+
+    preset: Positional[str]
+    """PROFILE-RUN, such as desk-gdd-i or ffhq-gdd; what its config says are the defaults below."""
+    folder: Path | None = None
+    """The run's, for all but a dry run: config, environment, log.csv, samples/, tensorboard/, state,
+    best and final weights."""
+    dry_run: bool = False
+    """Print the resolved config, what is frozen, and an estimate of the memory; train nothing, and
+    need no file."""
+    config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    keep: OmitArgPrefixes[Keep] = field(default_factory=lambda: Keep(samples=64, tensorboard=True))
+    hardware: OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
+
+
+def parse(kind: type[Train], arguments: list[str], prog: str) -> Train:
+    """The command's arguments; the defaults of its config are those of the preset that is named."""
+    name = next((word for word in arguments[:1] if not word.startswith("-")), "")
+    if not name:
+        listed = "presets: " + " ".join(presets())
+        if not arguments or {"-h", "--help"}.isdisjoint(arguments):
+            raise ValueError(f"a preset must be named first, such as desk-gdd-i; {listed}")
+        print(f"usage: {prog} PRESET [OPTIONS]; {prog} PRESET --help lists the options\n\n{listed}")
+        sys.exit(0)
+    profile, run = preset(name)
+    default = kind(preset=name, config=profile.config(run))
+    return tyro.cli(kind, args=arguments, default=default, prog=prog)
+
+
+def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
+    """Run the command; `evaluate(state)` and `best_by` as `gdd.training.run.run` takes them."""
+    profile, name = preset(args.preset)
+    config = args.config
+    args.keep.validate()
+    args.hardware.validate()
+    if args.dry_run:
+        return _describe(profile, name, args)
+    if args.folder is None:
+        raise ValueError("folder must be named, as in --folder runs/mine")
+
+    import torch
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    from gdd.data.images import open_images
+    from gdd.freezing import freeze
+    from gdd.training.run import Stopped, asked_to_stop, run
+    from gdd.training.start import any_finished, load_start
+
+    say = rank_zero_only(partial(print, flush=True))
+    start = load_start(profile, config, partial(any_finished, profile), name)
+    dataset = open_images(config.data)
+    try:
+        with asked_to_stop() as asked:
+            say(f"freeze={config.freeze}: {freeze(start.network, config.freeze)}")
+            say(str(run(args.folder, config, dataset, start.network, start.backbones,
+                        keep=args.keep, hardware=args.hardware, distance=start.distance,
+                        evaluate=evaluate, best_by=best_by, asked=asked)))
+    except Stopped as stopped:
+        say(f"{stopped}; go on with: {shlex.join([*_launcher(), *sys.argv[1:]])}")
+    except torch.OutOfMemoryError:
+        micro = args.hardware.micro_batch_size or config.batch_size
+        raise RuntimeError(f"out of memory with {micro} images at once: give --micro-batch-size "
+                           f"{max(micro // 2, 1)}, which leaves the gradients as they are; "
+                           "--dry-run estimates what is needed") from None
+
+
+def _launcher() -> list[str]:
+    """What stood before the arguments: `python -m gdd`, or the module that wraps it, or torchrun
+    before them."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = ["-m", spec.name.removesuffix(".__main__") if spec else "gdd"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module]
+    return ["python", *module]
+
+
+def _describe(profile: Profile, name: str, args: Train) -> None:
+    import torch
+
+    from gdd.backbones import Backbone, TimmBackbone
+    from gdd.denoiser import Denoiser
+    from gdd.freezing import freeze
+    from gdd.perceptual import Lpips
+    from gdd.training.memory import estimate
+    from gdd.training.start import new_backbone
+
+    config, network = args.config, profile.network(name)
+    print(json.dumps(dataclasses.asdict(config), indent=1))
+    with torch.device("meta"):
+        denoiser = Denoiser.from_config(network)
+    report = freeze(denoiser, config.freeze)
+    print(f"network: {dict(network)}\nfreeze={config.freeze}: {report}")
+    for block, (held, total) in report.blocks.items():
+        print(f"  {block}: {held:,} of {total:,} frozen")
+    backbones: list[Backbone] = [
+        new_backbone(profile, name) if name in profile.classifiers else TimmBackbone(
+            name, image_size=config.d_image_size) for name in config.backbones]
+    lpips = Lpips() if config.distillation and config.distance == "lpips" else None
+    processes = max(args.hardware.devices, 1) * max(args.hardware.nodes, 1)
+    share = config.batch_size // processes
+    micro = min(args.hardware.micro_batch_size or share, share)
+    print(f"memory of one of {processes} processes, {micro} images at once:")
+    needs = estimate(config, network, backbones, lpips, micro_batch_size=micro)
+    for what, size in {**needs, "in all, beside PyTorch itself": sum(needs.values())}.items():
+        print(f"  {what}: {size / 1e9:.2f} GB" if size >= 1e9 else f"  {what}: {size / 1e6:.1f} MB")

@@ -1,0 +1,114 @@
+"""What a run of a profile starts from, and where it and others lie.
+
+A run is addressed by the digest of its config and of all it starts from and is measured by. It is
+looked for in `runs/`, then among the profile's shipped weights; both count only if the digest is
+today's.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from gdd.backbones import Backbone, ClassifierBackbone, TimmBackbone
+from gdd.config import TrainConfig
+from gdd.denoiser import Denoiser
+from gdd.files import digest_of
+from gdd.perceptual import Lpips
+from gdd.profiles import RECIPE, Profile
+from gdd.profiles.paper import LPIPS, TEACHERS
+from gdd.training.trainer import Distance
+from gdd.weights import checkpoint, download
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+# notebooks run elsewhere than make does
+ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
+RUNS = Path(os.environ.get("GDD_RUNS", ROOT / "runs"))
+Find = Callable[[str], Path]  # the file of a run or classifier, by its name
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: its network, and what its losses look through."""
+
+    network: Denoiser
+    backbones: list[Backbone]
+    distance: Distance | None
+
+
+def digest(profile: Profile, name: str) -> str:
+    """What addresses a run or classifier of the profile."""
+    if name in profile.classifiers:
+        return digest_of(RECIPE, profile.data, asdict(profile.classifiers[name]))
+    config = profile.config(name)
+    measured_by = [x for x in profile.extractors if x in profile.classifiers]
+    needs = [config.teacher, *config.backbones, *measured_by]
+    known = {*profile.runs, *profile.classifiers}
+    starts = [digest(profile, x) if x in known else x for x in needs]
+    return digest_of(RECIPE, asdict(config), dict(profile.network(name)), starts)
+
+
+def run_folder(profile: Profile, name: str) -> Path:
+    return RUNS / profile.name / f"{name}-{digest(profile, name)}"
+
+
+def shipped(profile: Profile, name: str) -> Path | None:
+    """The file of that name among the profile's shipped weights, whatever its digest."""
+    path = profile.shipped / f"{name}.safetensors" if profile.shipped else None
+    return path if path and path.is_file() else None
+
+
+def finished(profile: Profile, name: str) -> Path | None:
+    """A finished file of the run or classifier, whose digest is today's."""
+    wanted = digest(profile, name)
+    for path in (run_folder(profile, name) / "final.safetensors", shipped(profile, name)):
+        if path and path.is_file() and checkpoint.read_metadata(path).get("digest") == wanted:
+            return path
+    return None
+
+
+def any_finished(profile: Profile, name: str) -> Path:
+    """Today's file of the run, else a shipped one of its name; raises ValueError with a way on."""
+    path = finished(profile, name) or shipped(profile, name)
+    if path is None:
+        way = f"`python -m gdd train {profile.name}-{name} --folder FOLDER` makes it; then name its file"
+        raise ValueError(f"teacher {name} of profile {profile.name} is not trained yet: {way}")
+    return path
+
+
+def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "") -> Start:
+    """Load what a run with this config starts from; `run` names its network if it is a teacher.
+
+    Raises FileNotFoundError or ValueError naming what is missing and how to get it.
+    """
+    if config.objective == "edm":
+        torch.manual_seed(config.seed)
+        return Start(Denoiser.from_config(profile.network(run)), [], None)
+    if not config.teacher:
+        raise ValueError(f"teacher must be named with objective {config.objective}; got ''")
+    weights = {name: download.require_file(name) for name in config.backbones
+               if name not in profile.classifiers}
+    lpips = config.distillation and config.distance == "lpips"
+    distance = Lpips(download.require_file(LPIPS)) if lpips else None
+    if config.teacher in profile.runs:
+        teacher = find(config.teacher)
+    elif config.teacher in TEACHERS:
+        teacher = download.require_file(config.teacher)
+    else:
+        teacher = checkpoint.locate(config.teacher)
+    backbones = [TimmBackbone(name, weights[name], config.d_image_size) if name in weights else
+                 load_backbone(profile, name, find(name)) for name in config.backbones]
+    return Start(checkpoint.load(teacher), backbones, distance)
+
+
+def new_backbone(profile: Profile, name: str) -> ClassifierBackbone:
+    """A classifier of the profile for a discriminator to look through, untrained."""
+    return ClassifierBackbone(name, *profile.shape[:2], profile.classes)
+
+
+def load_backbone(profile: Profile, name: str, path: Path) -> Backbone:
+    backbone = new_backbone(profile, name)
+    backbone.load_state_dict(checkpoint.read_tensors(path)[0])  # copies into its own dtypes
+    return backbone.eval().requires_grad_(False)

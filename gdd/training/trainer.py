@@ -1,0 +1,346 @@
+"""The trainer: `train(...)` is a generator that yields its state after every step; the caller logs,
+measures and saves.
+
+One signature for the EDM teacher, GDD, GDD-I, CD, CD-I, PD, CTM and GDD + CD, with one- to K-step
+generators. Every random number of a step comes from streams seeded by (seed, images seen), drawn on
+the CPU for the whole batch: a resumed run needs no random state, only its images count, and a step
+is the same on any number of processes. Torch's global stream is reseeded at every step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gdd import losses
+from gdd.backbones import Backbone, tap_distance
+from gdd.config import OnNan, TrainConfig
+from gdd.data.images import Images, batch_indices, to_float
+from gdd.denoiser import GENERATOR_EPSILON, PRECISIONS, Denoiser
+from gdd.discriminator import ProjectedDiscriminator
+from gdd.freezing import freeze
+from gdd.sampling import Denoise, parse_sampler
+from gdd.training.engine import Engine, StepMetrics
+from gdd.training.sharding import local
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+Term = tuple[float, Tensor]  # weight, loss (B,)
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, the engine it is trained on, and the last step's losses."""
+
+    config: TrainConfig
+    engine: Engine
+    generator: Denoiser
+    ema: Denoiser
+    optimizer: torch.optim.Optimizer
+    discriminator: ProjectedDiscriminator | None = None
+    d_optimizer: torch.optim.Optimizer | None = None
+    images_seen: int = 0
+    skipped: int = 0  # steps left out because a loss or gradient was not finite
+    rollbacks: int = 0  # returns to the last saved state for that reason, each to other noise
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Batches finished."""
+        return self.images_seen // self.config.batch_size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The random draws of one step, of this process's images; leading dimension B."""
+
+    real: Tensor  # (B,C,H,W) in [-1,1]
+    labels: Tensor | None  # (B,) class indices
+    latents: Tensor  # (B,C,H,W) the generator's unit noise in its own step
+    d_latents: Tensor  # (B,C,H,W) the same in the discriminator's step
+    noise: Tensor  # (B,C,H,W) added to real images (edm, cd, pd, ctm)
+    sigma: Tensor  # (B,) edm's noise levels
+    uniform: Tensor  # (B,3) in [0,1), the ladder positions of cd, pd and ctm
+
+    def part(self, rows: slice) -> "Batch":
+        cut = {name: None if x is None else x[rows] for name, x in vars(self).items()}
+        return Batch(**cut)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a step calls."""
+
+    generator: Denoise  # the state's, perhaps compiled
+    sample: Callable[..., Tensor]  # of (generator, latents, labels=)
+    distillation: losses.Distillation | None  # with the teacher
+
+
+def init_state(config: TrainConfig, start: Denoiser, backbones: Sequence[Backbone] = (),
+               engine: Engine | None = None) -> TrainState:
+    """The state before the first step. `start`, which is left as it is, is an untrained network
+    (edm) or the teacher (all else), whose weights a student takes and whose dropout it does not."""
+    if config.adversarial and not backbones:
+        raise ValueError(f"objective {config.objective} needs at least one backbone; got none")
+    engine = engine or Engine(config)
+    if config.objective == "edm":
+        generator = start.copy()
+    else:
+        generator = start.copy(epsilon=GENERATOR_EPSILON, dropout=0.0)
+    generator.train().precision = PRECISIONS[config.precision]
+    if freeze(generator, config.freeze).share == 1:
+        raise ValueError(
+            f"freeze must leave something to train; {config.freeze!r} freezes every weight")
+    ema = generator.copy().eval().requires_grad_(False)
+    generator, ema = (engine.shard(engine.to_device(network)) for network in (generator, ema))
+    trained = [p for p in generator.parameters() if p.requires_grad]
+    state = TrainState(config, engine, generator, ema, _adam(trained, config.lr, config.betas))
+    if config.adversarial:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            widths = dict(zip(config.d_head_sizes, config.d_head_widths, strict=True))
+            discriminator = ProjectedDiscriminator(
+                backbones, channels=config.d_channels, head_widths=widths,
+                label_dim=start.label_dim, norm_images=config.d_batch_norm_images)
+        state.discriminator = engine.to_device(discriminator.train().to(start.dtype))
+        # R1 adds a step per interval, so lr and betas shrink alike (Karras et al. 2020, appendix B)
+        lazy = _lazy(config)
+        heads = [p for p in discriminator.parameters() if p.requires_grad]
+        betas = config.betas[0]**lazy, config.betas[1]**lazy
+        state.d_optimizer = _adam(heads, config.d_lr * lazy, betas)
+    return state
+
+
+def _adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, ...]) -> torch.optim.Adam:
+    # torch refuses betas that mix int and float
+    return torch.optim.Adam(parameters, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=1e-8)
+
+
+def _lazy(config: TrainConfig) -> float:
+    return config.r1_interval / (config.r1_interval + 1)
+
+
+def train(config: TrainConfig, dataset: Images, start: Denoiser, backbones: Sequence[Backbone] = (),
+          *, distance: Distance | None = None, state: TrainState | None = None,
+          on_nan: OnNan = "stop", max_skips: int = 100) -> Iterator[TrainState]:
+    """Train until `config.total_images`, yielding the one `TrainState` after every step.
+
+    `state` brings an engine of its own, or a loaded run. `distance` of two image batches, (N,), is
+    what cd, pd and ctm compare by, by default the first backbone's. Raises ValueError at once if
+    something does not fit, and while it runs FloatingPointError at a loss or gradient that is not
+    finite, before it changes a weight; with `on_nan` "skip", the rest of that step is left out, at
+    most `max_skips` times in a run.
+    """
+    expected = (start.channels, start.resolution, start.resolution)
+    if (found := tuple(dataset.images.shape[1:])) != expected:
+        raise ValueError(f"data {dataset.name} has images {found}, the network expects {expected}")
+    if start.label_dim and not 0 < dataset.label_dim <= start.label_dim:
+        raise ValueError(f"data {dataset.name} has {dataset.label_dim or 'no'} classes, "
+                         f"the network expects {start.label_dim}")
+    state = state or init_state(config, start, backbones)
+    models = models_of(state, start, backbones, distance)
+    return _loop(state, models, dataset, on_nan, max_skips)
+
+
+def models_of(state: TrainState, teacher: Denoiser, backbones: Sequence[Backbone],
+              distance: Distance | None) -> Models:
+    """What `take_step` calls, on its device."""
+    config, engine, distillation = state.config, state.engine, None
+    generator = engine.compiled(state.generator)
+    if config.distillation:
+        if distance is None and config.distance == "backbone" and backbones:
+            distance = partial(tap_distance, engine.to_device(backbones[0].eval()))
+        if distance is None:
+            raise ValueError(
+                f"objective {config.objective} needs distance {config.distance}; none was handed in")
+        distance = engine.to_device(distance) if isinstance(distance, nn.Module) else distance
+        teacher = engine.to_device(teacher.eval())
+        distillation = losses.Distillation(generator, teacher, distance, config.cd_steps)
+    return Models(generator, parse_sampler(config.sampler), distillation)
+
+
+def _loop(state: TrainState, models: Models, dataset: Images, on_nan: OnNan,
+          max_skips: int) -> Iterator[TrainState]:
+    config = state.config
+    while state.images_seen < config.total_images:
+        torch.manual_seed(_step_seed(state) + state.engine.rank)  # dropout uses the global stream
+        batch = draw_batch(state, dataset)
+        state.metrics = {}
+        try:
+            take_step(state, models, batch)
+        except FloatingPointError as error:
+            if on_nan != "skip":
+                raise
+            if state.skipped >= max_skips:
+                skipped = f"{state.skipped} steps had been skipped before"
+                raise FloatingPointError(f"{error}, and {skipped}") from None
+            state.skipped += 1
+        update_ema(state)
+        state.images_seen += config.batch_size
+        yield state
+
+
+def take_step(state: TrainState, models: Models, batch: Batch) -> None:
+    """The generator's update, the discriminator's, and on every so-manieth batch but the first one
+    an update of the discriminator by R1 alone."""
+    fakes = generator_step(state, models, batch)
+    if state.discriminator is not None:
+        discriminator_step(state, models, batch, fakes)
+        if state.step > 0 and state.step % state.config.r1_interval == 0:
+            r1_step(state, batch)
+
+
+def generator_step(state: TrainState, models: Models, batch: Batch) -> list[Tensor]:
+    """One update of the network in training: the sum of its objective's terms. Returns each
+    micro-batch's fakes (B,C,H,W), if the discriminator will use them."""
+    config, engine, fakes = state.config, state.engine, []
+    metrics = StepMetrics(config.batch_size)
+    engine.zero_grad(state.optimizer, config.lr * _lr_rate(state))
+    _require_discriminator_grad(state, False)
+    for rows in engine.micro_batches(len(batch.real)):
+        part, fake = batch.part(rows), None
+        if state.discriminator is not None:
+            state.discriminator.iterate(rows.start == 0)
+            fake = models.sample(models.generator, part.latents, labels=part.labels)
+            if config.reuse_fakes:
+                fakes.append(fake.detach())
+        loss = torch.zeros((), device=engine.device)
+        for name in config.terms:
+            weight, per_image = TERMS[name](state, models, part, fake)
+            label = "loss_g" if name == "gdd" else f"loss_{name}"
+            loss = loss + weight * metrics.mean(label, per_image)
+        engine.backward(loss)
+    _require_discriminator_grad(state, True)
+    state.metrics |= engine.step(state.optimizer, metrics)
+    return fakes
+
+
+def _require_discriminator_grad(state: TrainState, on: bool) -> None:
+    for parameter in state.d_optimizer.param_groups[0]["params"] if state.d_optimizer else ():
+        parameter.requires_grad_(on)
+
+
+def _edm(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
+    sigma_data = state.generator.sigma_data
+    return 1.0, losses.edm_loss(models.generator, part.real, part.sigma, part.noise, part.labels,
+                                sigma_data=sigma_data)
+
+
+def _gan(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
+    assert state.discriminator is not None
+    logits = state.discriminator(fake, part.labels)
+    return gan_weight(state.config), losses.generator_loss(logits, state.config.gan_loss)
+
+
+def _distillation(loss: Callable[..., Tensor]) -> Callable[..., Term]:
+
+    def term(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
+        per_image = loss(models.distillation, part.real, part.noise, part.uniform.T, part.labels)
+        return state.config.cd_weight if state.config.adversarial else 1.0, per_image
+
+    return term
+
+
+# the terms of an objective, by the names that it joins with +: weight and loss (B,)
+TERMS: dict[str, Callable[..., Term]] = {
+    "edm": _edm,
+    "gdd": _gan,
+    "cd": _distillation(losses.consistency_loss),
+    "pd": _distillation(losses.progressive_loss),
+    "ctm": _distillation(losses.trajectory_loss),
+}  # yapf: disable
+
+
+def gan_weight(config: TrainConfig) -> float:
+    """What the mean adversarial loss of a batch is multiplied by: 1, or as in the official code the
+    number b of images over which a process sums, while R1 and consistency losses are means."""
+    if config.reduction == "mean":
+        return 1.0
+    return config.d_batch_norm_images or config.batch_size
+
+
+def discriminator_step(state: TrainState, models: Models, batch: Batch,
+                       fakes: Sequence[Tensor]) -> None:
+    """One update of the discriminator's heads on the updated generator's fakes from other latents,
+    or on those of the generator's step, and on reals."""
+    config, engine, discriminator = state.config, state.engine, state.discriminator
+    assert discriminator is not None
+    assert state.d_optimizer is not None
+    metrics, weight = StepMetrics(config.batch_size), gan_weight(config)
+    engine.zero_grad(state.d_optimizer, config.d_lr * _lazy(config) * _lr_rate(state))
+    for real in (False, True):
+        for index, rows in enumerate(engine.micro_batches(len(batch.real))):
+            part = batch.part(rows)
+            images = part.real if real else fakes[index] if fakes else _fakes(models, part)
+            discriminator.iterate(index == 0)
+            logits = discriminator(images, part.labels)
+            per_image = losses.discriminator_loss(logits, real, config.gan_loss)
+            engine.backward(weight * metrics.mean("loss_d", per_image))
+            metrics.sign("sign_real" if real else "sign_fake", logits)
+    state.metrics |= engine.step(state.d_optimizer, metrics)
+
+
+@torch.no_grad()
+def _fakes(models: Models, part: Batch) -> Tensor:
+    return models.sample(models.generator, part.d_latents, labels=part.labels)
+
+
+def r1_step(state: TrainState, batch: Batch) -> None:
+    """One more update of the discriminator's heads, by R1 on the reals (docs/method.md, section 3)."""
+    config, engine, discriminator = state.config, state.engine, state.discriminator
+    assert discriminator is not None
+    assert state.d_optimizer is not None
+    metrics = StepMetrics(config.batch_size)
+    engine.zero_grad(state.d_optimizer, config.d_lr * _lazy(config) * _lr_rate(state))
+    for rows in engine.micro_batches(len(batch.real)):
+        part = batch.part(rows)
+        real = part.real.detach().requires_grad_()
+        discriminator.iterate(rows.start == 0)
+        penalty = losses.r1_penalty(discriminator(real, part.labels), real)
+        weight = config.r1_interval * config.r1_gamma / 2
+        engine.backward(weight * metrics.mean("r1", penalty))
+    state.metrics |= engine.step(state.d_optimizer, metrics)
+
+
+def _lr_rate(state: TrainState) -> float:
+    config = state.config
+    rise = (state.images_seen + config.batch_size) / max(config.lr_warmup_images, 1)
+    fall = (config.total_images - state.images_seen) / max(config.lr_decay_images, 1)
+    return min(rise, fall, 1.0)
+
+
+def _step_seed(state: TrainState) -> int:
+    return state.config.seed * 1_000_000_007 + state.images_seen + state.rollbacks * 10**15
+
+
+def draw_batch(state: TrainState, dataset: Images) -> Batch:
+    """This process's share of the step's images and noise, a function of (seed, images seen)."""
+    config, share, network = state.config, state.engine.share(), state.generator
+    stream = torch.Generator().manual_seed(_step_seed(state))
+    picked = batch_indices(len(dataset), config.batch_size, state.step, config.seed)
+    noise = torch.randn(3, len(picked), *dataset.images.shape[1:], generator=stream)
+    sigma = losses.draw_sigma(len(picked), stream)
+    uniform = torch.rand(len(picked), 3, generator=stream)
+    real, labels = to_float(dataset.images[picked[share]]), None
+    if network.label_dim and dataset.labels is not None:
+        labels = dataset.labels[picked[share]].to(state.engine.device)
+    drawn = real, *(tensor[share] for tensor in (*noise, sigma, uniform))
+    real, latents, d_latents, added, sigma, uniform = (
+        x.to(state.engine.device, network.dtype) for x in drawn)
+    return Batch(real, labels, latents, d_latents, added, sigma, uniform)
+
+
+@torch.no_grad()
+def update_ema(state: TrainState) -> None:
+    """EDM's average: beta = 0.5^(batch / min(half-life, rampup * images before this batch)); a
+    rampup of 0 means none."""
+    config, halflife = state.config, state.config.ema_halflife_images
+    if config.ema_rampup:
+        halflife = min(halflife, config.ema_rampup * state.images_seen)
+    beta = 0.5**(config.batch_size / max(halflife, 1e-8))
+    average, current = ([local(p) for p in network.parameters()]
+                        for network in (state.ema, state.generator))
+    torch._foreach_lerp_(average, current, 1 - beta)
+    for mean, buffer in zip(state.ema.buffers(), state.generator.buffers(), strict=True):
+        mean.copy_(buffer)

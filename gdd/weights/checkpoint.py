@@ -1,0 +1,235 @@
+"""Weights on disk: safetensors with a JSON config inside; no file can run code, and none is ever
+half-written.
+
+`load` also takes the network pickles of EDM, GDD and D2O, which `convert` turns into files of ours.
+A run file holds one denoiser, its network config, and what made it. A file may hold only the
+tensors that differ from a `base` file beside it: a GDD-I generator is its teacher and a fifth of
+the weights.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gdd.denoiser import Denoiser
+from gdd.files import digest, write_atomically
+from gdd.weights import zoo
+from gdd.weights.edm_pickle import read_network
+
+FORMAT = "gdd-1"
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """16 hex digits that name a module's weights and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()[:16]
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
+                                                                                     Any]) -> None:
+    """Tensors and JSON-able metadata as one safetensors file."""
+    # one entry: safetensors writes several in no set order, and equal runs make equal files
+    text = json.dumps(metadata)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    
+    def write(partial: Path) -> None:
+        try:
+            save_file(content, partial, {FORMAT: text})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+
+    write_atomically(Path(path), write)
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata of a file of ours. Raises FileNotFoundError, or ValueError saying what the file
+    is."""
+    with _open(path) as file:
+        return _metadata(file, path)
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, metadata)` of a file of ours; errors as `read_metadata`."""
+    with _open(path) as file:
+        return {
+            name: file.get_tensor(name)
+            for name in file.keys()
+        }, _metadata(file, path)  # noqa: SIM118
+
+
+def _open(path: Path | str):
+    path = Path(path)
+    head = _head(path)
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors checkpoint but {_kind(head)} ({error})") from None
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist"
+                                if not path.exists() else f"checkpoint {path} is a folder")
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _kind(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    if head.startswith(b"\x80"):
+        return "a pickle"
+    if head.startswith(b"PK"):
+        return "a zip archive, perhaps of torch.save, which is not opened here; give the network pickle"
+    if head.isascii() and all(chr(byte).isprintable() or chr(byte).isspace() for byte in head):
+        return "a text file"
+    return "a damaged or foreign file"
+
+
+def _metadata(file, path: Path | str) -> dict[str, Any]:
+    raw = file.metadata() or {}
+    if FORMAT not in raw:
+        raise ValueError(
+            f"{path} is a safetensors file of another program: its metadata has no entry {FORMAT}")
+    try:
+        metadata = json.loads(raw[FORMAT])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has damaged metadata: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} has damaged metadata: a {type(metadata).__name__}")
+    return metadata
+
+
+def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | None = None,
+                  dtype: torch.dtype = torch.float32, **metadata: Any) -> None:
+    """Write a denoiser with its config; with `base`, a file in the same folder, only the tensors
+    that differ from it."""
+    tensors = {name: tensor.to(dtype) for name, tensor in denoiser.state_dict().items()}
+    if base is not None:
+        kept, _ = read_tensors(base)
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items() if not torch.equal(tensor.cpu(), kept[name])
+        }
+        metadata |= {"base": Path(base).name, "base_digest": digest(base)}
+    write_tensors(path, tensors, {
+        "network": _plain(denoiser.config),
+        "epsilon": denoiser.epsilon
+    } | metadata)
+
+
+def load(path: Path | str) -> Denoiser:
+    """The denoiser of a run file, or of an EDM, GDD or D2O network pickle: float32, frozen, in eval
+    mode."""
+    return load_with_metadata(path)[0]
+
+
+def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
+    """`(denoiser, metadata)`; raises FileNotFoundError or ValueError with what is wrong with the
+    file."""
+    tensors, metadata = _read(Path(path))
+    return _build(path, tensors, metadata), metadata
+
+
+def locate(spec: Path | str) -> Path:
+    """The file at a path, or shipped under a name such as gdd-i. Raises FileNotFoundError with the
+    nearest names."""
+    return Path(spec) if Path(spec).exists() or Path(spec).suffix else zoo.path(str(spec))
+
+
+def sampler_of(denoiser: Denoiser, metadata: Mapping[str, Any]) -> str:
+    """What a file's network is sampled with, unless it is said: as it was trained."""
+    trained = metadata.get("train", {})
+    if trained.get("objective", "gdd" if denoiser.epsilon else "edm") == "edm":
+        return "heun:18"
+    return trained.get("sampler", "one-step")
+
+
+def convert(source: Path | str, target: Path | str) -> Denoiser:
+    """Write a network file of either format as one file of ours: the stored values, the config, and
+    where they came from.
+
+    Returns the denoiser. Raises FileExistsError rather than overwrite, and whatever `load` would
+    say of the source.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; name another file or delete it")
+    tensors, metadata = _read(source)
+    denoiser = _build(source, tensors, metadata)
+    kept = {key: value for key, value in metadata.items() if not key.startswith("base")}
+    provenance = {
+        "network": _plain(denoiser.config),
+        "source": {
+            "file": source.name,
+            "digest": digest(source)
+        }
+    }
+    write_tensors(target, {
+        name: tensor.clone()
+        for name, tensor in tensors.items()
+    }, kept | provenance)
+    return denoiser
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a network file of either format, with what its `base` holds."""
+    head = _head(path)
+    pickled = head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle")
+    # safetensors begins with its header's length, which may look alike
+    if head and pickled and head[4:9] != b"\0\0\0\0{":
+        return read_network(path)
+    tensors, metadata = read_tensors(path)
+    if not isinstance(metadata.get("network"), dict):
+        raise ValueError(f"{path} holds {metadata.get('kind', 'no denoiser')}, not a denoiser")
+    if "base" in metadata:
+        base, wanted = path.with_name(str(metadata["base"])), metadata.get("base_digest")
+        if not base.is_file() or digest(base) != wanted:
+            raise ValueError(
+                f"{path} needs {base} with digest {wanted} beside it; it is missing or another file"
+            )
+        tensors = read_tensors(base)[0] | tensors
+    return tensors, metadata
+
+
+def _build(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
+                                                                              Any]) -> Denoiser:
+    """The denoiser that `metadata` describes, with copies of `tensors`; what a file claims is held
+    against what it has."""
+    epsilon = metadata.get("epsilon", 0.0)
+    if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
+        raise ValueError(f"{path} has an epsilon that is no small number: {epsilon!r}")
+    try:
+        config = {k: float("inf") if v == "Infinity" else v for k, v in metadata["network"].items()}
+        with torch.device("meta"):  # shapes only, no memory yet
+            denoiser = Denoiser.from_config(config, epsilon=epsilon)
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise ValueError(f"{path} has a config that makes no network: {error}") from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))
+        raise ValueError(
+            f"{path} does not fit its own config: {len(odd)} tensors differ, first {odd[0][0]} {list(odd[0][1])}"
+        )
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{path} holds values that are not finite in {len(broken)} tensors, first {broken[0]}")
+    denoiser.load_state_dict(weights, assign=True)
+    return denoiser.eval().requires_grad_(False)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: "Infinity" if value == float("inf") else value for name, value in config.items()}
