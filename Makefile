@@ -5,21 +5,29 @@ VENV    := .venv
 RUN     := $(VENV)/bin/python
 STAMP   := $(VENV)/installed
 
-.PHONY: figures seeds test lint bench clean
+.PHONY: figures seeds test test-older-cpus lint bench clean
 .DEFAULT_GOAL := figures
 
 figures: $(STAMP)  ## every figure, in figures/$(PROFILE); RETRAIN=1 trains everything from nothing first; ONLY=fig03
 	$(RUN) -m analysis.figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(RETRAIN),--retrain)
 
-seeds: $(STAMP)  ## GDD and GDD-I with two more training seeds, beside the shipped ones
-	$(RUN) -m analysis.experiments --profile $(PROFILE) --seeds
+seeds: $(STAMP)  ## every run but the teachers with further training seeds, measured into figures/$(PROFILE)/seeds.csv
+	$(RUN) -m analysis.figures --profile $(PROFILE) --seeds
 
 test: $(STAMP)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+# the same equalities on the code paths of older processors
+NUMERICS := tests/test_losses.py tests/test_trainer.py tests/test_engine.py tests/test_discriminator.py \
+	tests/test_sampling.py tests/test_unet.py tests/test_trace.py
+
+test-older-cpus: $(STAMP)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) -m pytest -n auto --maxprocesses 4 $(NUMERICS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -n auto --maxprocesses 4 $(NUMERICS)
+
 lint: $(STAMP)
 	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+	$(RUN) -m yapf --diff --quiet --recursive gdd analysis examples tests benchmarks
 	$(RUN) -m mypy
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
 

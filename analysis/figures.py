@@ -1,27 +1,53 @@
-"""Regenerate the paper's figures: train what is missing, execute the notebooks with papermill,
-write the gallery.
+"""Regenerate the paper's figures: train what is missing, execute the notebooks, write the gallery.
 
-python -m analysis.figures [--profile desk|smoke] [--only fig03] [--retrain] [-p name=value]
+python -m analysis.figures [--profile desk] [--only fig03] [--retrain] [-p name=value]
 """
 
 import ast
 import html
+import io
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
-# what each notebook draws on; in this order
-NOTEBOOKS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "fig02": ("fig02_rel_fid", ("teacher", "gdd", "k-step", "two-step")),
-    "fig03": ("fig03_activations", ("teacher", "gdd", "gdd-i")),
-    "fig04": ("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i")),
-}
+from gdd.files import write_atomically
+from gdd.profiles import profile, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure as Picture
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+# where notebooks and the committed figures are; without a checkout, below the current folder
+ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
+FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A notebook, patterns of the runs it draws on, and the parameters of the committed figure."""
+
+    notebook: str
+    runs: tuple[str, ...]
+    parameters: Mapping[str, Any]
+
+
+FIGURES = {
+    "fig02": Figure("fig02_rel_fid", ("teacher", "gdd", "k-step-*", "two-step-*"),
+                    {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}),
+    "fig03": Figure("fig03_activations", ("teacher", "gdd", "gdd-i"),
+                    {"run": "", "n_images": 0, "steps": 18, "statistic": "mean_abs",
+                     "part": "conv1"}),
+    "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
+                    {"seed_ranges": 0}),
+}  # yapf: disable
 
 
 @dataclass
@@ -30,75 +56,64 @@ class Figures:
     gallery."""
 
     profile: str = "desk"
-    """desk: digits, honestly trained; smoke: the same path with hardly any training."""
+    """desk: digits, honestly trained; smoke: the same path with hardly any training; cifar10, ffhq,
+    ...: the paper's; or a Python file of one's own that defines PROFILE."""
     only: str = ""
-    """Comma-separated notebooks, such as fig03; default: all."""
+    """Comma-separated figures, such as fig03; default: all."""
     retrain: bool = False
-    """Train every run from nothing, whatever lies in runs/ or ships in gdd/weights/zoo/."""
+    """Train every run from nothing, whatever lies in runs/ or is shipped."""
     param: Annotated[tyro.conf.UseAppendAction[list[str]],
                      tyro.conf.arg(aliases=["-p"])] = field(default_factory=list)
-    """Notebook parameters, name=value; every selected notebook must have them."""
+    """Notebook parameters, name=value; every selected notebook must have them. What they make goes
+    to figures/PROFILE/explore, beside the committed figures."""
     seeds: bool = False
-    """Train GDD and GDD-I with further seeds and write figures/PROFILE/seeds.csv; no notebook is
-    run."""
+    """Train the runs with further seeds and write figures/PROFILE/seeds.csv; no notebook is run."""
     ship: bool = False
-    """Copy this profile's trained runs from runs/ into gdd/weights/zoo/; no notebook is run."""
+    """Copy this profile's trained runs from runs/ to its shipped weights; no notebook is run."""
 
 
 def main(args: Figures) -> None:
-    from gdd.profiles import profile
-
-    runs = profile(args.profile)  # an unknown profile stops here
-    chosen = _choose(args.only)
-    parameters = _parameters(args.param, chosen) if args.param else {}
+    chosen = profile(args.profile)
+    keys = [key.strip() for key in args.only.split(",") if key.strip()] or list(FIGURES)
+    figures = {key: require(key, FIGURES, "figure") for key in keys}
+    parameters = _parameters(args.param, figures)
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
     from analysis import experiments
+    from gdd.training.start import missing_files
 
     if args.ship:
         return experiments.ship(args.profile)
+    if lacking := missing_files(chosen):
+        raise FileNotFoundError(f"profile {chosen.name} lacks {len(lacking)} files: " +
+                                "; ".join(lacking))
     if args.seeds:
         return _write_seeds(args.profile)
-    prefixes = tuple(prefix for name in chosen for prefix in NOTEBOOKS[name][1])
-    needed = [
-        run for run in runs
-        if run in prefixes or (run.startswith(("k-step", "two-step")) and run.startswith(prefixes))
-    ]
+    patterns = [pattern for figure in figures.values() for pattern in figure.runs]
+    needed = [run for run in chosen.runs if any(fnmatch(run, pattern) for pattern in patterns)]
     if args.retrain and not args.only:
-        needed = list(runs)  # also what no figure shows, such as the class-conditional generator
+        needed = list(chosen.runs)  # also what no figure shows, such as a conditional generator
     experiments.train_missing(needed, args.profile, retrain=args.retrain)
-    for name in chosen:
+    for key, figure in figures.items():
         start = time.monotonic()
-        execute(NOTEBOOKS[name][0], args.profile, parameters)
-        folder = os.path.relpath(ROOT / "notebooks" / str(parameters.get("output", "../figures")) /
-                                 args.profile)
-        print(f"{name}: {folder}/{NOTEBOOKS[name][0]}.png ({time.monotonic() - start:.0f} s)",
-              flush=True)
-    write_gallery(args.profile)
+        execute(figure, args.profile, parameters)
+        folder = output_folder(key, args.profile, **figure.parameters | parameters)
+        shown = os.path.relpath(folder / figure.notebook)
+        print(f"{key}: {shown}.png ({time.monotonic() - start:.0f} s)", flush=True)
+        write_gallery(folder)
 
 
-def _choose(only: str) -> list[str]:
-    chosen = [name.strip() for name in only.split(",") if name.strip()] or list(NOTEBOOKS)
-    if unknown := [name for name in chosen if name not in NOTEBOOKS]:
-        raise ValueError(f"--only takes {', '.join(NOTEBOOKS)}; got {unknown[0]!r}")
-    return chosen
-
-
-def _parameters(pairs: list[str], chosen: list[str]) -> dict[str, object]:
+def _parameters(pairs: list[str], figures: Mapping[str, Figure]) -> dict[str, Any]:
     """`name=value` pairs as literals. Papermill only warns about an unknown parameter, so they are
     checked here."""
-    import papermill
-
-    parameters: dict[str, object] = {}
+    parameters: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
             raise ValueError(f"--param takes name=value; got {pair!r}")
-        for notebook in chosen:
-            known = papermill.inspect_notebook(str(_notebook(NOTEBOOKS[notebook][0])))
-            if name not in known:
-                raise ValueError(f"{notebook} has no parameter {name!r}; it has {', '.join(known)}")
+        for key, figure in figures.items():
+            require(name, [*figure.parameters, "output"], f"parameter of {key}")
         try:
             parameters[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -106,73 +121,120 @@ def _parameters(pairs: list[str], chosen: list[str]) -> dict[str, object]:
     return parameters
 
 
-def _notebook(name: str) -> Path:
+def output_folder(key: str, profile_name: str, output: str = "", **parameters: Any) -> Path:
+    """Where a notebook's figure goes: `output`, if it is named; figures/PROFILE with the parameters
+    of the committed figure; else, so that exploring overwrites nothing, a folder of its own."""
+    folder, usual = FIGURES_FOLDER / profile(profile_name).name, FIGURES[key].parameters
+    changed = {name: value for name, value in parameters.items() if value != usual[name]}
+    if output:
+        return Path(output)
+    if not changed:
+        return folder
+    words = "_".join(f"{name}-{value}" for name, value in changed.items())
+    plain = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in words)
+    return folder / "explore" / f"{key}_{plain}"
+
+
+def notebook_path(name: str) -> Path:
     path = ROOT / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         raise FileNotFoundError(
-            f"{path.name} is not in {path.parent}; figures are made in a checkout of the project")
+            f"{path.name} is not in {path.parent}; figures are made in a checkout")
     return path
 
 
-def execute(name: str, profile: str, parameters: dict[str, object]) -> None:
-    """Run one notebook in a fresh kernel; its executed copy lands in figures/PROFILE/notebooks,
-    failed or not."""
+def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) -> None:
+    """Run one notebook in a fresh kernel; its executed copy lands in figures/PROFILE/notebooks, and
+    a failed one beside the last good one."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    executed = ROOT / "figures" / profile / "notebooks" / f"{name}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    folder = FIGURES_FOLDER / profile(profile_name).name / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    executed, failed = (folder / f"{figure.notebook}{end}.ipynb" for end in ("", ".failed"))
+    named = str(Path(profile_name).resolve()) if profile_name.endswith(".py") else profile_name
+    given = {"profile": named} | dict(parameters)
+    if output := str(parameters.get("output", "")):
+        given["output"] = str(Path(output).resolve())  # the kernel works in another folder
     try:
         papermill.execute_notebook(
-            str(_notebook(name)),
-            str(executed),
-            {"profile": profile} | parameters,
-            kernel_name="python3",
-            cwd=str(ROOT / "notebooks"),
-            progress_bar=sys.stderr.isatty(),
-            execution_timeout=1800,
+            str(notebook_path(figure.notebook)), str(failed), given, kernel_name="python3",
+            cwd=str(ROOT), progress_bar=sys.stderr.isatty(), execution_timeout=1800,
             start_timeout=120,
             # not open to other users
-            config=Config({"KernelManager": {
-                "transport": "ipc"
-            }} if os.name == "posix" else {}),
-        )
+            config=Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}),
+        )  # yapf: disable
     except PapermillExecutionError as error:
-        raise RuntimeError(
-            f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}; see {executed}"
-        ) from None
+        raise RuntimeError(f"{figure.notebook} failed in cell {error.exec_count}: "
+                           f"{error.ename}: {error.evalue}; see {failed}") from None
+    failed.replace(executed)
 
 
-def _write_seeds(profile: str) -> None:
-    from analysis import experiments
-
-    table = experiments.headline(profile)
-    folder = ROOT / "figures" / profile
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "seeds.csv", index=False, float_format="%.4g", lineterminator="\n")
-    print(table.to_string(index=False))
+def rounded(table: "pd.DataFrame", digits: int = 4) -> "pd.DataFrame":
+    """The table with numbers to so many significant digits: what is drawn and what is written, so
+    that another processor's rounding changes neither."""
+    floats = table.select_dtypes("float").columns
+    exact = {name: table[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats}
+    return table.assign(**exact)
 
 
-def write_gallery(profile: str) -> None:
-    """figures/PROFILE/index.html: every figure with its table and executed notebook."""
-    folder = ROOT / "figures" / profile
+def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: str) -> None:
+    """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an
+    unchanged file."""
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    nothing = {"CreationDate": None, "Producer": None, "Creator": None}
+    figure.savefig(pdf, format="pdf", metadata=nothing)
+    csv = rounded(table).to_csv(index=False, lineterminator="\n").encode()
+    for kind, content in {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}.items():
+        write_atomically(folder / f"{name}.{kind}", content)
+
+
+def _write_seeds(profile_name: str) -> None:
+    from analysis import measurements
+
+    table = rounded(measurements.seeds_table(profile_name))
+    path = FIGURES_FOLDER / profile(profile_name).name / "seeds.csv"
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+    keys = ["run", "training_seed", "kind"]
+    print(table.groupby(keys, sort=False)["distance"].mean().unstack("kind").to_string())
+
+
+def read_seeds(profile_name: str) -> "pd.DataFrame":
+    """The rows of figures/PROFILE/seeds.csv, made by `make seeds`, whose runs are today's; empty if
+    there are none."""
+    import pandas as pd
+
+    from gdd.training.start import digest
+
+    chosen = profile(profile_name)
+    path = FIGURES_FOLDER / chosen.name / "seeds.csv"
+    if not path.exists():
+        return pd.DataFrame({"run": [], "training_seed": []})
+    table = pd.read_csv(path, keep_default_na=False)
+    todays = {name: digest(chosen, name) for name in chosen.further_seeds()}
+    names = table["run"] + "@" + table["training_seed"].astype(str)
+    return table[names.map(todays) == table["digest"]].reset_index(drop=True)
+
+
+def write_gallery(folder: Path) -> None:
+    """index.html: every figure of a folder with its table and executed notebook."""
     items = []
+    notebooks = next((f for f in (folder, *folder.parents) if (f / "notebooks").is_dir()), folder)
     for picture in sorted(folder.glob("*.png")):
         stem = html.escape(picture.stem)
-        links = [
-            f'<a href="{stem}.pdf">pdf</a>',
-            f'<a href="{stem}.csv">csv</a>',
-            f'<a href="notebooks/{stem}.ipynb">notebook</a>',
-        ]
-        items.append(
-            f'<figure><img src="{stem}.png" alt="{stem}"><figcaption>{stem}: {", ".join(links)}</figcaption></figure>'
-        )
-    style = "body{font-family:sans-serif;max-width:60rem;margin:2rem auto}img{max-width:100%}figure{margin:0 0 3rem}"
-    page = (
-        f"<!doctype html><meta charset=utf-8><title>Figures, {profile}</title><style>{style}</style><h1>Figures, {profile}</h1>"
-    )
-    (folder / "index.html").write_text(page + "".join(items))
+        notebook = os.path.relpath(notebooks / "notebooks" / f"{picture.stem}.ipynb", folder)
+        links = {"pdf": f"{stem}.pdf", "csv": f"{stem}.csv", "notebook": html.escape(notebook)}
+        text = ", ".join(f'<a href="{link}">{what}</a>' for what, link in links.items())
+        items.append(f'<figure><img src="{stem}.png" alt="{stem}"><figcaption>{stem}: {text}'
+                     "</figcaption></figure>")
+    title = f"Figures, {html.escape(folder.name)}"
+    style = ("body{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+             "img{max-width:100%}figure{margin:0 0 3rem}")
+    head = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            f'<meta name="viewport" content="width=device-width"><style>{style}</style>')
+    write_atomically(folder / "index.html", f"{head}<h1>{title}</h1>{''.join(items)}".encode())
 
 
 if __name__ == "__main__":

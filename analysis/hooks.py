@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -29,24 +30,20 @@ def record(module: nn.Module, pattern: str, reduce: Callable[[Tensor], Tensor]) 
     matched = fnmatch.filter(names, pattern)
     if not matched:
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-        raise ValueError(
-            f"pattern {pattern!r} matches no submodule; nearest: {', '.join(near) or 'none, it has no submodules'}"
-        )
+        nearest = ", ".join(near) or "none, it has no submodules"
+        raise ValueError(f"pattern {pattern!r} matches no submodule; nearest: {nearest}")
     tape: Tape = {name: [] for name in matched}
     silent = set(matched)
 
-    def recorder(name: str):
-
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            silent.discard(name)
-            tape[name].append(reduce(output.detach()))
-
-        return hook
+    def note(name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        silent.discard(name)
+        tape[name].append(reduce(output.detach()))
 
     handles = []
     try:
         for name in matched:
-            handles.append(module.get_submodule(name).register_forward_hook(recorder(name)))
+            hook = partial(note, name)
+            handles.append(module.get_submodule(name).register_forward_hook(hook))
         yield tape
         if silent:
             raise RuntimeError(f"never called while recording: {', '.join(sorted(silent))}")
@@ -58,6 +55,5 @@ def record(module: nn.Module, pattern: str, reduce: Callable[[Tensor], Tensor]) 
 def _refuse_compiled(module: nn.Module) -> None:
     for name, child in module.named_modules():
         if hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"{name or type(child).__name__} is compiled, which drops hooks in silence; record the module before it"
-            )
+            raise ValueError(f"{name or type(child).__name__} is compiled, which drops hooks in "
+                             "silence; record the module before it")

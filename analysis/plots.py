@@ -1,11 +1,7 @@
-"""Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no file but
-by `save_figure`.
+"""Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no files.
 
 Sizes are print sizes: a page is 7.0 in wide, text 7 or 8 pt.
 """
-
-import io
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -20,6 +16,10 @@ PAGE = 7.0  # inches
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
 # lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
+KINDS: dict[str, dict[str, str]] = {
+    "abs": dict(color=COLORS["abs"], marker="o", linestyle="-"),
+    "rel": dict(color=COLORS["rel"], marker="s", linestyle="-"),
+    "rel, disjoint seeds": dict(color="#8a6fb0", marker="^", linestyle="--"), }
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 # red shallow to blue deep, dark throughout
 DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)
@@ -43,32 +43,7 @@ def paper_style() -> None:
         "legend.fontsize": 7,
         "legend.frameon": False,
         "lines.linewidth": 1.3,
-        "lines.markersize": 4,
-    }
-
-
-def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str) -> None:
-    """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an
-    unchanged file."""
-    folder = Path(folder)
-    png, pdf = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    figure.savefig(pdf, format="pdf", metadata={
-        "CreationDate": None,
-        "Producer": None,
-        "Creator": None
-    })
-    csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, content in {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}.items():
-        partial = folder / f".{name}.{kind}"
-        try:
-            partial.write_bytes(content)
-            partial.replace(folder / f"{name}.{kind}")  # whole or not at all
-        except OSError as error:
-            raise OSError(f"cannot write {folder / name}.{kind}: {error.strerror}") from None
-        finally:
-            partial.unlink(missing_ok=True)
+        "lines.markersize": 4, }
 
 
 def caption(figure: Figure, text: str) -> None:
@@ -99,26 +74,28 @@ def plot_activations(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))]
     ax.set_xticks(shown["step"] + 1, [
         f"{step + 1}\n{sigma:.2g}"
-        for step, sigma in zip(shown["step"], shown["sigma"], strict=True)
-    ])
+        for step, sigma in zip(shown["step"], shown["sigma"], strict=True)])
     ax.set(xlabel=r"time step (noise to image); below it, $\sigma$",
            ylabel="relative activation (min-max)", ylim=(-0.04, 1.04))
     return ax
 
 
 def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 2: abs-FD and rel-FD against x, with Spearman's correlation of each in the legend.
+    """Figure 2: distance against `x`, a line per `kind`; columns x, kind, training_seed, distance,
+    metric.
 
-    `table` as `analysis.experiments.distances` gives it; lines join means over seed ranges, bars
-    span them.
+    Points are means; bars span the means of training seeds where there are several, else the ranges
+    of sampling seeds. Kinds stand a little apart, so that their bars do not hide each other.
     """
     ax = ax or plt.gca()
-    for kind, marker in (("abs", "o"), ("rel", "s")):
+    kinds = [kind for kind in KINDS if kind in set(table["kind"])]
+    for place, kind in enumerate(kinds):
         rows = table[table["kind"] == kind]
         means, span = _means(rows, "x")
-        text = rf"{kind}-FD, Spearman $\rho$ = {rows['spearman'].iloc[0]:+.2f}"
-        ax.errorbar(means.index, means, yerr=span, color=COLORS[kind], marker=marker, capsize=2,
-                    label=text)
+        x = means.index.to_numpy() * 1.03**(place - (len(kinds) - 1) / 2)
+        ax.errorbar(x, means, yerr=span, capsize=2,
+                    label=f"{kind.replace('rel', 'rel-FD', 1)}" if kind != "abs" else "abs-FD",
+                    **KINDS[kind])
     ax.set(xscale="log", ylabel=table["metric"].iloc[0])
     if table["distance"].max() > 20 * table["distance"].min():
         _log_axis(ax)
@@ -127,26 +104,29 @@ def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(FixedLocator(sorted(table["x"].unique())))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(PLAIN)
-    # below the axes: the curves need all of them
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    return ax
+
+
+def plot_floor(distance: float, *, ax: Axes) -> Axes:
+    """What sampling noise alone amounts to, as a dotted line."""
+    ax.axhline(distance, color=COLORS["teacher"], linestyle=":", linewidth=1, label="floor")
     return ax
 
 
 def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 4: FD against training images, a line per `run` from its log, an open symbol where it
-    was measured live.
+    """Figure 4: distance against training images, a line per `run` from its log, an open symbol
+    where it was measured live.
 
-    Columns images, distance, run, metric, and source (log or live).
+    Columns images, distance, run, training_seed, metric, and source (log or live).
     """
     ax = ax or plt.gca()
-    palette = sns.color_palette("colorblind")
-    for (run, rows), marker, color in zip(table.groupby("run", sort=False), "osD^v", palette,
-                                          strict=False):
+    palette, groups = sns.color_palette("colorblind"), table.groupby("run", sort=False)
+    for (run, rows), marker, color in zip(groups, "osD^v", palette, strict=False):
         logged = rows[rows["source"] == "log"]
         ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
         means, span = _means(rows[rows["source"] == "live"], "images")
-        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker,
-                    markerfacecolor="white", markersize=7, linestyle="none", capsize=2, zorder=3)
+        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker, zorder=3,
+                    markerfacecolor="white", markersize=7, linestyle="none", capsize=2)
     ax.set(xlabel="training images (thousands)", ylabel=table["metric"].iloc[0])
     _log_axis(ax)
     return ax
@@ -160,10 +140,17 @@ def _log_axis(ax: Axes) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, list[pd.Series]]:
-    """Mean distance at each x, and its distances to minimum and maximum."""
-    found = rows.groupby(x)["distance"].agg(["mean", "min", "max"])
-    return found["mean"], [found["mean"] - found["min"], found["max"] - found["mean"]]
+def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, np.ndarray]:
+    """Mean distance at each x, and how far below and above it the training seeds' means reach, or
+    of a single training seed the ranges of sampling seeds; (2,points)."""
+    by_seed = rows.groupby([x, "training_seed"])["distance"].agg(["mean", "min", "max"])
+    found = by_seed.groupby(x).agg(mean=("mean", "mean"), low=("mean", "min"), high=("mean", "max"),
+                                   least=("min", "min"), most=("max", "max"),
+                                   seeds=("mean", "size"))
+    single = found["seeds"] == 1
+    low = found["low"].mask(single, found["least"])
+    high = found["high"].mask(single, found["most"])
+    return found["mean"], np.stack([found["mean"] - low, high - found["mean"]])
 
 
 def plot_activations_page(table: pd.DataFrame) -> Figure:
@@ -199,13 +186,12 @@ def plot_activations_page(table: pd.DataFrame) -> Figure:
     counts = table.drop_duplicates("process").set_index("process")["n"]
     inputs = {
         "sampling": "sampling from seeds 0 to {last}, n = {n}",
-        "denoising": "denoising real images with noise added, n = {n}",
-    }
+        "denoising": "denoising real images with noise added, n = {n}", }
     what = "; ".join(inputs[process].format(n=n, last=n - 1) for process, n in counts.items())
-    first, steps, outputs = table.iloc[0], table["step"].nunique(), " and ".join(
-        table["part"].unique())
-    text = (
-        f"{first['model']}, EMA weights: {first['statistic']} of each block's {outputs}, mean over images, at the {steps} levels "
-    )
-    caption(figure, f"{text}of EDM's ladder, min-max normalised over them for each block ({what}).")
+    first, steps = table.iloc[0], table["step"].nunique()
+    outputs = " and ".join(table["part"].unique())
+    caption(
+        figure, f"{first['model']}, EMA weights: {first['statistic']} of each block's {outputs}, "
+        f"mean over images, at the {steps} levels of EDM's ladder, min-max normalised over them "
+        f"for each block ({what}).")
     return figure

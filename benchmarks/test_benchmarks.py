@@ -11,7 +11,7 @@ import torch
 from cleanfid.fid import frechet_distance as clean_fid
 from PIL import Image
 
-from analysis import experiments
+from analysis import measurements
 from analysis.fid import FeatureStats, frechet_distance, matrix
 from gdd.data.images import to_uint8
 from gdd.sampling import generate
@@ -74,10 +74,13 @@ def test_matrix_against_clean_fid_pair_by_pair():
 def test_generator_to_distance_against_png_files(tmp_path: Path):
     """The same network, seeds and features; the peers' way writes a PNG per image and reads it
     back."""
-    generator, real = checkpoint.load(zoo.path("gdd-i")), experiments.real_stats("desk")
+    generator, real = checkpoint.load(zoo.path("gdd-i")), measurements.real_stats("desk")
+    extractor = measurements.summaries_of("desk").extractor
 
     def in_memory():
-        return experiments.abs_fd(generator, "one-step", "desk")
+        batches = generate(generator, range(1797), sampler="one-step")
+        stats = FeatureStats.of(torch.cat([extractor(to_uint8(batch)) for batch in batches]))
+        return frechet_distance(stats, real)
 
     def through_files():
         for index, batch in enumerate(generate(generator, range(1797), sampler="one-step")):
@@ -86,7 +89,7 @@ def test_generator_to_distance_against_png_files(tmp_path: Path):
         read = torch.from_numpy(
             np.stack([np.asarray(Image.open(file))
                       for file in sorted(tmp_path.glob("*.png"))]))[:, None]
-        return frechet_distance(experiments.image_stats(read, "desk"), real)
+        return frechet_distance(FeatureStats.of(extractor(read)), real)
 
     assert abs(in_memory() - through_files()) < 1e-9
     ours, theirs = seconds(in_memory), seconds(through_files)

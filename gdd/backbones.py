@@ -38,8 +38,8 @@ class Backbone(nn.Module):
 
 
 class ClassifierBackbone(Backbone):
-    """VGG-like classifier of small images (N,channels,R,R), four stages that halve R; taps are their
-    ends. It is for profiles that train their own; it never grades its own work."""
+    """VGG-like classifier of small images (N,channels,R,R), four stages that halve R; the taps are
+    their ends. It is for profiles that train their own; it never grades its own work."""
 
     def __init__(self, name: str, channels: int, resolution: int, classes: int,
                  tap_channels: Sequence[int] = (32, 64, 96, 128)):

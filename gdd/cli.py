@@ -8,19 +8,20 @@ from typing import Any
 import tyro
 
 
-def run_cli(arguments: Any, main: Callable[[Any], None]) -> None:
+def run_cli(arguments: Any, main: Callable[[Any], None],
+            parse: Callable[[list[str], str], Any] | None = None) -> None:
     """Parse `arguments` (a dataclass, or a union of them) from the command line and call `main`
-    with the result.
+    with the result; `parse(words, prog)` is for what tyro alone cannot parse.
 
     ValueError and OSError are the user's input: their message is printed, exit code 2. RuntimeError
     and FloatingPointError are a run that failed: exit code 1. GDD_DEBUG=1 shows the traceback
     instead.
     """
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else sys.argv[0]
+    prog, words = f"python -m {name}", sys.argv[1:]
     try:
-        module = getattr(sys.modules["__main__"], "__spec__", None)
-        main(
-            tyro.cli(arguments,
-                     prog=f"python -m {module.name.removesuffix('.__main__')}" if module else None))
+        main(parse(words, prog) if parse else tyro.cli(arguments, args=words, prog=prog))
     except (ValueError, OSError) as error:
         _fail(error, 2)
     except (RuntimeError, FloatingPointError) as error:

@@ -11,14 +11,15 @@ SAMPLER = re.compile(r"one-step|k-step:([1-9]\d{0,2})|two-step:(\d*\.?\d+)")
 
 Objective = Literal["edm", "gdd", "cd", "gdd+cd", "pd", "ctm"]
 OnNan = Literal["stop", "skip", "rollback"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # of sampling and measuring
 # what numbers may be; every part of a tuple must be
 _RANGES: dict[str, tuple[float, float]] = {
     "total_images": (1, 1e12), "batch_size": (1, 1_000_000), "lr": (1e-12, 1), "seed": (0, 2e9),
     "lr_warmup_images": (0, 1e12), "lr_decay_images": (0, 1e12), "betas": (0, 0.99999),
     "d_lr": (1e-12, 1), "d_channels": (1, 8192), "d_head_sizes": (1, 1024), "r1_gamma": (0, 1e6),
     "d_head_widths": (1, 8192), "d_image_size": (32, 4096), "d_batch_norm_images": (0, 1_000_000),
-    "r1_interval": (1, 1e9), "cd_weight": (0, 1e6), "cd_steps": (2, 10_000), "ema_rampup": (0, 1e12),
-    "ema_halflife_images": (0, 1e12),
+    "r1_interval": (1, 1e9), "cd_weight": (0, 1e6), "cd_steps": (2, 10_000),
+    "ema_rampup": (0, 1e12), "ema_halflife_images": (0, 1e12),
 }  # yapf: disable
 
 
@@ -69,8 +70,8 @@ class TrainConfig:
     r1_interval: int = 16
     """After so many steps R1, weighted by as many, makes one of its own (lazy regularisation)."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Of the adversarial losses: mean over the batch, or sum over d_batch_norm_images (the batch, if
-    that is 0), as the official code sums over a process's images; R1 and cd are means in both."""
+    """Of the adversarial losses: mean over the batch, or sum over d_batch_norm_images (the batch,
+    if that is 0), as the official code sums over a process's images; R1 and cd are means in both."""
     reuse_fakes: bool = False
     """Train the discriminator on the generator step's fakes, which saves a generator pass; else on
     fakes of other latents, drawn after the generator's update."""

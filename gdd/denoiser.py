@@ -107,8 +107,8 @@ class Denoiser(nn.Module):
         along (x - x0_hat)/sigma.
 
         `labels` are one-hot (N,label_dim), or indices (N,); a conditional network without labels
-        gets zeros. Computed and returned in the dtype of the weights, float32 but in tests, whatever
-        that of `x`, as EDM does; `precision` is what the UNet alone is autocast to.
+        gets zeros. Computed and returned in the dtype of the weights, float32 but in tests,
+        whatever that of `x`, as EDM does; `precision` is what the UNet alone is autocast to.
         """
         dtype = self.dtype
         x = x.to(dtype)
@@ -159,13 +159,12 @@ class Denoiser(nn.Module):
 def _check_ranges(config: Mapping[str, Any]) -> None:
     for name in config.keys() & _RANGES.keys():
         value, (low, high) = config[name], _RANGES[name]
-        values = [value] if name not in _LISTS else value if isinstance(value, list
-                                                                        | tuple) else [None]
+        values = [value] if name not in _LISTS else value
+        values = values if isinstance(values, list | tuple) else [None]
         kinds = (int, float) if name in _REALS else (int, )
         fits = all(
             isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high for v in values)
         if not fits or len(values) > _LISTS.get(name, 1):
             wanted = f"{'numbers' if name in _REALS else 'integers'} from {low:g} to {high:g}"
-            raise ValueError(
-                f"{name} must be {'a list of ' if name in _LISTS else 'one of the '}{wanted}; got {str(value)[:100]}"
-            )
+            several = "a list of" if name in _LISTS else "one of the"
+            raise ValueError(f"{name} must be {several} {wanted}; got {str(value)[:100]}")

@@ -64,8 +64,8 @@ def freeze(network: nn.Module, policy: str) -> FreezeReport:
             if not fnmatch.filter(names, pattern.removeprefix("!")):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
                 raise ValueError(
-                    f"freeze must be one of {', '.join(POLICIES)} or patterns of parameter names; {pattern!r} matches none; "
-                    f"nearest: {', '.join(near)}")
+                    f"freeze must be one of {', '.join(POLICIES)} or patterns of parameter names; "
+                    f"{pattern!r} matches none; nearest: {', '.join(near)}")
     blocks: dict[str, tuple[int, int]] = {}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)

@@ -23,13 +23,9 @@ def _draw(shape: Sequence[int], fans: tuple[int, int], init: tuple[str, float, f
     if torch.get_default_device().type == "meta":
         return nn.Parameter(torch.empty(*shape))
     name, weight_gain, bias_gain = init
-    variance = {
-        "xavier_uniform": 2 / (fans[0] + fans[1]),
-        "kaiming_uniform": 1 / fans[0],
-        "kaiming_normal": 1 / fans[0]
-    }[name]
-    unit = torch.randn(
-        *shape) if name.endswith("normal") else (torch.rand(*shape) * 2 - 1) * math.sqrt(3)
+    variance = 2 / (fans[0] + fans[1]) if name == "xavier_uniform" else 1 / fans[0]
+    normal = name == "kaiming_normal"
+    unit = torch.randn(*shape) if normal else (torch.rand(*shape) * 2 - 1) * math.sqrt(3)
     return nn.Parameter(unit * math.sqrt(variance) * (bias_gain if bias else weight_gain))
 
 
@@ -74,9 +70,8 @@ class Conv2d(nn.Module):
                             bias=False) if kernel else None
         self.bias = _draw([out_channels], fans, init, bias=True) if kernel else None
         taps = np.array(resample_filter, dtype=np.float32)
-        kernel2d = torch.from_numpy(np.outer(taps, taps)[None, None] /
-                                    taps.sum()**2) if up or down else None
-        self.register_buffer("resample_filter", kernel2d)
+        kernel2d = torch.from_numpy(np.outer(taps, taps)[None, None] / taps.sum()**2)
+        self.register_buffer("resample_filter", kernel2d if up or down else None)
 
     def _resample(self, x: Tensor, padding: int) -> Tensor:
         channels = x.shape[1]
@@ -91,8 +86,8 @@ class Conv2d(nn.Module):
             filter_pad = (self.resample_filter.shape[-1] - 1) // 2
             # convolve first, padded for the filter that follows
             if self.fused_resample and self.weight is not None:
-                return self._resample(F.conv2d(x, self.weight, self.bias, padding=pad + filter_pad),
-                                      0)
+                x = F.conv2d(x, self.weight, self.bias, padding=pad + filter_pad)
+                return self._resample(x, 0)
             x = self._resample(x, filter_pad)
         return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=pad)
 
@@ -115,7 +110,8 @@ class UNetBlock(nn.Module):
                  adaptive_scale: bool = True, init=KAIMING, init_zero=KAIMING_ZERO, init_attn=None):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.num_heads, self.dropout, self.skip_scale, self.adaptive_scale = num_heads, dropout, skip_scale, adaptive_scale
+        self.num_heads, self.dropout = num_heads, dropout
+        self.skip_scale, self.adaptive_scale = skip_scale, adaptive_scale
         resample: dict[str, Any] = dict(up=up, down=down, resample_filter=resample_filter)
 
         self.norm0 = GroupNorm(in_channels, eps)

@@ -7,17 +7,19 @@ function of the weights, the seed and the label alone: not of batch size, device
 Streams are drawn on the CPU, everywhere.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from gdd.config import SIGMA_MAX, SIGMA_MIN, TrainConfig
+from gdd.denoiser import PRECISIONS, Denoiser
 
 RHO = 7.0
 Denoise = Callable[..., Tensor]
@@ -82,15 +84,16 @@ def solve(denoise: Denoise, latents: Tensor, *, steps: int = 18, labels: Tensor 
     """
     sigmas = sigma_ladder(steps) if sigmas is None else sigmas
     levels = sigmas.tolist()
-    x = latents.to(torch.float64) * levels[0]
+    dtype = torch.float32 if latents.device.type == "mps" else torch.float64  # mps has no other
+    x = latents.to(dtype) * levels[0]
     x0_hat = x
     for index, (sigma, target) in enumerate(pairwise(levels)):
-        x0_hat = denoise(x, sigma, labels).to(torch.float64)
+        x0_hat = denoise(x, sigma, labels).to(dtype)
         yield Step(index, sigma, x, x0_hat)
         slope = (x - x0_hat) / sigma  # EDM eq. 3: dx/dsigma
         x_next = x + (target - sigma) * slope
         if second_order and target > 0:
-            slope_next = (x_next - denoise(x_next, target, labels).to(torch.float64)) / target
+            slope_next = (x_next - denoise(x_next, target, labels).to(dtype)) / target
             x_next = x + (target - sigma) * (slope + slope_next) / 2
         x = x_next
     yield Step(len(levels) - 1, 0.0, x, x0_hat)
@@ -175,8 +178,39 @@ def parse_sampler(spec: str) -> Callable[..., Tensor]:
         raise ValueError(f"sampler must be one of {allowed}; got {spec!r}") from None
 
 
+def available_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` is a CUDA GPU if there is one, under torchrun the process's
+    own, else the CPU. Raises ValueError if it is not to be had."""
+    if name == "auto":
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = gpu if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be auto, cpu, or one that is here, such as cuda, cuda:1 or "
+                         f"mps; got {name!r}: {reason}") from None
+
+
+def to_device(denoiser: Denoiser, device: str = "auto", precision: str = "fp32") -> Denoiser:
+    """Move a denoiser, whose UNet alone is computed in `precision` from now on; tf32, which only
+    CUDA has, is a switch of the whole process. Raises ValueError.
+
+    Measured on 1,797 images of the shipped digit networks, of range 2, against fp32: bf16 moves a
+    pixel by 0.005 on average and 0.2 at most with one step, by 0.002 and 0.6 with EDM's 18 (few
+    images end elsewhere), fp16 by a tenth of that; the Frechet distance moves by 0.7 per cent and
+    0.1 at most.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    allow = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+    denoiser.precision = PRECISIONS[precision]
+    return denoiser.to(available_device(device))
+
+
 @torch.inference_mode()
-def generate(denoiser, seeds: Sequence[int], *, sampler: str = "heun:18",
+def generate(denoiser: Any, seeds: Sequence[int], *, sampler: str = "heun:18",
              labels: Tensor | None = None, batch_size: int = 256) -> Iterator[Tensor]:
     """Yield images (n,C,H,W) float32 on the denoiser's device, batch by batch, one image per seed.
 

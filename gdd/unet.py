@@ -59,12 +59,13 @@ class SongUNet(nn.Module):
         _choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
         _choice("decoder_type", decoder_type, ("standard", "skip"))
         self.label_dropout = label_dropout
-        emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
-        block: dict[str,
-                    Any] = dict(emb_channels=emb_channels, dropout=dropout,
-                                skip_scale=math.sqrt(0.5), eps=1e-6, adaptive_scale=False,
-                                resample_filter=resample_filter, resample_proj=True, init=XAVIER,
-                                init_zero=XAVIER_NEAR_ZERO, init_attn=XAVIER_ATTENTION)
+        emb_channels = model_channels * channel_mult_emb
+        noise_channels = model_channels * channel_mult_noise
+        block: dict[str, Any] = dict(
+            emb_channels=emb_channels, dropout=dropout, skip_scale=math.sqrt(0.5), eps=1e-6,
+            adaptive_scale=False, resample_filter=resample_filter, resample_proj=True, init=XAVIER,
+            init_zero=XAVIER_NEAR_ZERO, init_attn=XAVIER_ATTENTION,
+        )  # yapf: disable
         resample: dict[str, Any] = dict(resample_filter=resample_filter)
 
         fourier = embedding_type == "fourier"
@@ -110,8 +111,8 @@ class SongUNet(nn.Module):
             else:
                 self.dec[f"{res}x{res}_up"] = UNetBlock(channels, channels, up=True, **block)
             for idx in range(num_blocks + 1):
-                width, heads = int(model_channels * mult), int(idx == num_blocks
-                                                               and res in attn_resolutions)
+                width = int(model_channels * mult)
+                heads = int(idx == num_blocks and res in attn_resolutions)
                 self.dec[f"{res}x{res}_block{idx}"] = UNetBlock(channels + skips.pop(), width,
                                                                 num_heads=heads, **block)
                 channels = width
@@ -159,9 +160,9 @@ class SongUNet(nn.Module):
             elif "aux_conv" in name:
                 image = image + module(F.silu(normed))
             else:
-                x = module(
-                    torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x,
-                    emb)
+                if x.shape[1] != module.in_channels:
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = module(x, emb)
         return image
 
 
@@ -237,8 +238,9 @@ class DhariwalUNet(nn.Module):
             x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
             skips.append(x)
         for module in self.dec.values():
-            x = module(
-                torch.cat([x, skips.pop()], dim=1) if x.shape[1] != module.in_channels else x, emb)
+            if x.shape[1] != module.in_channels:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = module(x, emb)
         return self.out_conv(F.silu(self.out_norm(x)))
 
 

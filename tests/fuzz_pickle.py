@@ -32,6 +32,7 @@ if "--atheris" in sys.argv:
 else:
     atheris = None
     from gdd.weights import edm_pickle
+from gdd.data.cifar import read_cifar_batch
 from gdd.denoiser import Denoiser
 
 NETWORK = dict(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4,
@@ -138,7 +139,7 @@ def attempt(content: bytes, path: Path, *, watch: bool = True) -> str:
     WATCHED.on = watch
     try:
         if b"labels" in content and b"class_name" not in content:
-            edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
+            read_cifar_batch(io.BytesIO(content), len(content))
         else:
             edm_pickle.read_network(path)
     except ValueError as error:

@@ -1,10 +1,15 @@
 import os
+import threading
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from gdd.denoiser import GENERATOR_EPSILON
+from gdd.files import sweep_partials, write_atomically
 from gdd.freezing import freeze
 from gdd.weights import checkpoint
 
@@ -54,8 +59,7 @@ def test_a_frozen_generator_is_its_teacher_and_the_rest(tiny, tmp_path):
         (b"lr = 3\nhello there\n", "a text file"),
         (b"PK\x03\x04" + bytes(50),
          "a zip archive, perhaps of torch.save, which is not opened here"),
-        (bytes(range(200, 256)), "a damaged or foreign file"),
-    ],
+        (bytes(range(200, 256)), "a damaged or foreign file"), ],
 )
 def test_what_is_no_checkpoint(tmp_path, content, message):
     path = tmp_path / "x.safetensors"
@@ -93,8 +97,7 @@ def test_other_bad_files(tiny, tmp_path):
         ("k", '{"network": {}, "epsilon": "0"}', "an epsilon that is no small number: '0'"),
         ("l", '{"network": {"img_resolution": "8", "img_channels": 1}}',
          "img_resolution must be one of the integers"),
-        ("m", '{"network": [8]}', "not a denoiser"),
-    ]:
+        ("m", '{"network": [8]}', "not a denoiser"), ]:
         save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors",
                   {checkpoint.FORMAT: metadata})
         with pytest.raises(ValueError, match=message):
@@ -119,3 +122,49 @@ def test_a_failed_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
         checkpoint.save_denoiser(path, tiny.copy(epsilon=1.0))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_one_file_leave_one_of_their_contents(tmp_path):
+    """All at once, again and again; what a writer raises is raised here."""
+    target, writers = tmp_path / "deep" / "x.bin", 16
+    start = threading.Barrier(writers)
+
+    def write(number):
+        content = bytes([number]) * 50_000
+        for round_ in range(8):
+            start.wait(timeout=60)
+            write_atomically(target,
+                             content if round_ % 2 else lambda path: path.write_bytes(content))
+            found = target.read_bytes()
+            assert len(found) == 50_000
+            assert len(set(found)) == 1
+
+    with ThreadPoolExecutor(writers) as pool:
+        for done in [pool.submit(write, number) for number in range(writers)]:
+            done.result()
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    (tmp_path / ".a.bin.12-34.partial").write_text("torn")
+    (tmp_path / "a.bin").write_text("whole")
+    sweep_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_thread_that_fails_fails_its_test(pytester):
+    """The whole suite's setting in pyproject.toml, tried on a test of its own."""
+    pytester.makepyfile("""
+        import threading
+
+        def test_it():
+            thread = threading.Thread(target=lambda: 1 / 0)
+            thread.start()
+            thread.join()
+    """)
+    setting = "error::pytest.PytestUnhandledThreadExceptionWarning"
+    config = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    assert setting in tomllib.loads(
+        config.read_text())["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    pytester.makeini(f"[pytest]\nfilterwarnings =\n    {setting}")
+    pytester.runpytest_inprocess("-p", "no:xdist").assert_outcomes(failed=1)

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gdd.backbones import TimmBackbone
-from gdd.discriminator import HEAD_WIDTHS, ProjectedDiscriminator
+from gdd.discriminator import HEAD_WIDTHS, BatchNorm, ProjectedDiscriminator, RandomProjection
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,7 @@ def test_backbones_take_weights_from_a_file(tmp_path):
 
 def test_classes_decide_the_logits(backbone):
     discriminator = ProjectedDiscriminator([backbone], channels=(8, 8, 16, 16), head_widths={
-        8: 16,
-        4: 16
-    }, label_dim=3).eval()
+        8: 16, 4: 16}, label_dim=3).eval()
     x, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     (logits, ) = discriminator(x, labels)
     (plain, ) = desk(backbone)(x)
@@ -115,3 +113,41 @@ def test_heads_are_spectrally_normalised(backbone):
         discriminator(torch.randn(4, 1, 8, 8))
     for conv in (m for m in discriminator.heads.modules() if isinstance(m, nn.Conv2d)):
         assert torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2) <= 1.05
+
+
+def test_projections_keep_pytorchs_default_initialisation():
+    taps, channels = (8, 16, 24, 32), (4, 8, 16, 32)
+    torch.manual_seed(5)
+    projection = RandomProjection(taps, channels)
+    torch.manual_seed(5)
+    plain = [nn.Conv2d(a, b, 1) for a, b in zip(taps, channels, strict=True)]
+    plain += [nn.Conv2d(a, b, 1) for a, b in zip(channels, (4, 4, 8, 16), strict=True)]
+    ours = [*projection.across_channels, *projection.across_scales]
+    for found, expected in zip(ours, plain, strict=True):
+        assert torch.equal(found.weight, expected.weight)
+        assert torch.equal(found.bias, expected.bias)
+        assert found.bias.any()
+        assert not found.weight.requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_efficientnet", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("size", [32, 300])
+def test_smaller_and_larger_images_are_resized(name, size):
+    """300 pixels give what the same picture gives when it is handed in at the network's size."""
+    backbone = TimmBackbone(name).eval()
+    x = torch.rand(1, 3, size, size) * 2 - 1
+    resized = nn.functional.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
+    assert backbone.image_size == 224
+    for found, expected in zip(backbone(x), backbone(resized), strict=True):
+        assert found.shape == expected.shape
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norm_of_groups_is_that_of_each_alone():
+    x = torch.randn(12, 3, 4, 4) * torch.arange(1, 13).view(-1, 1, 1, 1)
+    found = BatchNorm(3, 4)(x)
+    expected = torch.cat([nn.BatchNorm2d(3)(group) for group in x.split(4)])
+    assert torch.equal(found, expected)
+    assert torch.equal(BatchNorm(3, 0)(x), nn.BatchNorm2d(3)(x))
+    assert not torch.allclose(found, BatchNorm(3, 0)(x))

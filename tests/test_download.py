@@ -3,12 +3,14 @@
 import hashlib
 import http.server
 import threading
+from pathlib import Path
 
 import pytest
 
-from gdd.profiles import LPIPS, PAPER, TEACHERS
+from gdd.profiles import profiles
+from gdd.profiles.paper import LPIPS, TEACHERS
 from gdd.weights import download as module
-from gdd.weights.download import ADDRESSES, download, find, place
+from gdd.weights.download import ADDRESSES, download, expected_path, require_file
 
 NAME = "cifar10-32x32"
 CONTENT = bytes(range(256)) * 20_000
@@ -17,7 +19,6 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One file with an ETag and ranges; `server` says how it misbehaves and what it was asked."""
-
     def do_GET(self):
         server = self.server
         server.asked.append(self.headers.get("Range"))
@@ -119,7 +120,6 @@ def test_what_goes_wrong_is_said(server, tmp_path):
 
 
 def test_a_full_disk_keeps_what_there_is(server, tmp_path, monkeypatch):
-
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -129,20 +129,20 @@ def test_a_full_disk_keeps_what_there_is(server, tmp_path, monkeypatch):
 
 
 def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
-    names = {
-        name
-        for row in PAPER.values()
-        for name in (row.teacher, row.reference, *row.backbones)
-    } | set(TEACHERS) | {LPIPS}
+    papers = [profile for profile in profiles().values() if profile.reference]
+    runs = [config for profile in papers for config in profile.runs.values()]
+    names = {LPIPS, *TEACHERS, *(Path(profile.reference).stem for profile in papers)}
+    names |= {name for config in runs for name in (config.teacher, *config.backbones)}
+    names -= {"", "teacher"}  # the small profile's own
     assert names <= set(ADDRESSES)
     for name in names:
         with pytest.raises(
                 FileNotFoundError, match=
                 rf"{name}\.\w+ is not there; `python -m gdd download {name}` fetches it from https://"
         ):
-            find(name, tmp_path)
-        place(name, tmp_path).write_bytes(b"x")
-        assert find(name, tmp_path) == place(name, tmp_path)
+            require_file(name, tmp_path)
+        expected_path(name, tmp_path).write_bytes(b"x")
+        assert require_file(name, tmp_path) == expected_path(name, tmp_path)
     converted = tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors"
     converted.write_bytes(b"x")
-    assert find("edm-ffhq-64x64-uncond-ve", tmp_path) == converted
+    assert require_file("edm-ffhq-64x64-uncond-ve", tmp_path) == converted

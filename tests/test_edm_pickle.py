@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdd.denoiser import GENERATOR_EPSILON, Denoiser
+from gdd.data.cifar import read_cifar_batch
 from gdd.weights import checkpoint, edm_pickle
 from gdd.weights.unpickle import MAX_OPCODES, read
 
@@ -288,12 +289,12 @@ def test_attributes_of_other_kinds_are_one_error(name, value, tmp_path):
 def test_arrays_of_other_kinds_are_one_error(data):
     content = raw(b"}(U\x04data" + data + b"U\x06labels]u.")
     with pytest.raises(ValueError, match="is no CIFAR-10 batch"):
-        edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
+        read_cifar_batch(io.BytesIO(content), len(content))
 
 
 def test_a_module_that_contains_itself_ends():
     loop = b"ctorch.nn.modules.container\nModuleDict\n)\x81q\x00}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00ssb."
-    record = read(io.BytesIO(raw(loop)), edm_pickle._Names(100).resolve)
+    record = read(io.BytesIO(raw(loop)), edm_pickle._Names(100))
     with pytest.raises(ValueError, match="no module of its own at a"):
         list(edm_pickle._tensors(record, "", set()))
 
@@ -406,7 +407,7 @@ def test_cifar_batches_old_and_new(protocol):
         }, protocol))
     if protocol is None:  # the hand-made bytes are what Python 2 means
         assert np.array_equal(pickle.loads(content, encoding="latin1")["data"], images)
-    found, labels = edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
+    found, labels = read_cifar_batch(io.BytesIO(content), len(content))
     assert np.array_equal(found.reshape(3, 3072), images)
     assert labels == [3, 0, 9]
 
@@ -442,7 +443,7 @@ def test_cifar_batches_old_and_new(protocol):
 def test_what_is_no_cifar_batch(batch, message):
     content = pickle.dumps(batch, 2)
     with pytest.raises(ValueError, match=message):
-        edm_pickle.read_cifar_batch(io.BytesIO(content), len(content))
+        read_cifar_batch(io.BytesIO(content), len(content))
 
 
 # --- mutations
@@ -475,7 +476,7 @@ def test_escapes_in_names_warn_nobody(content):
     names = edm_pickle._Names(1000)
     with pytest.raises(ValueError, match="backslash"):
         names.storage(content) if content.startswith(edm_pickle._STORAGE_MAGIC) else read(
-            io.BytesIO(content), names.resolve)
+            io.BytesIO(content), names)
 
 
 def test_real_files_use_few_opcodes(tmp_path):

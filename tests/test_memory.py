@@ -2,12 +2,11 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import small_denoiser
+from conftest import small_backbone, small_denoiser
 from test_trainer import GDD, VARIANTS
 
-from gdd.backbones import DigitsBackbone
 from gdd.config import Hardware
-from gdd.profiles import TEACHERS
+from gdd.profiles.paper import TEACHERS
 from gdd.training.engine import Engine
 from gdd.training.memory import Peak, estimate
 from gdd.training.trainer import init_state, train
@@ -34,23 +33,23 @@ def measured(config, digits, start, backbone, micro):
     state = init_state(config, start, [backbone], engine)
     modules = [
         start, state.generator, state.ema, backbone,
-        *([state.discriminator] if state.discriminator else [])
-    ]
+        *([state.discriminator] if state.discriminator else [])]
     peak = Peak([t for module in modules for t in (*module.parameters(), *module.buffers())])
     with peak:
-        for _ in train(config, digits, start, [backbone], engine=engine, state=state):
+        for _ in train(config, digits, start, [backbone], state=state):
             pass
     return peak.most
 
 
 @pytest.mark.parametrize(("variant", "micro"), [("edm", 64), ("gdd-i", 64), ("gdd-i", 32),
                                                 ("k-step", 64), ("gdd+cd", 64), ("ctm", 32)])
-def test_the_estimate_is_what_a_real_run_takes(variant, micro, digits, backbone):
+def test_the_estimate_is_what_a_real_run_takes(variant, micro, digits):
     config = dataclasses.replace(GDD, **VARIANTS[variant], batch_size=64, total_images=64 * 3,
                                  d_batch_norm_images=32)
     start = small_denoiser()
-    real = measured(config, digits, start, backbone, micro)
-    found = sum(estimate(config, start.config, [DigitsBackbone()], micro_batch_size=micro).values())
+    real = measured(config, digits, start, small_backbone(), micro)
+    found = estimate(config, start.config, [small_backbone()], micro_batch_size=micro)
+    found = sum(found.values())
     assert found == pytest.approx(real, rel=0.05)
 
 

@@ -26,9 +26,7 @@ def test_lpips_is_the_packages_with_timms_weights_at_224_pixels(weights):
     network = torchvision.models.vgg16(weights=None)
     found = load_file(weights)
     network.features.load_state_dict({
-        n.removeprefix("features."): t
-        for n, t in found.items() if n.startswith("features.")
-    })
+        n.removeprefix("features."): t for n, t in found.items() if n.startswith("features.")})
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     for part in (getattr(reference.net, f"slice{k}") for k in range(1, 6)):
         for index, layer in part.named_children():
@@ -37,8 +35,7 @@ def test_lpips_is_the_packages_with_timms_weights_at_224_pixels(weights):
     a, b = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     large = [
         torch.nn.functional.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
-        for x in (a, b)
-    ]
+        for x in (a, b)]
     with torch.no_grad():
         assert torch.allclose(distance(a, b), reference(*large).flatten(), rtol=1e-5)
         assert torch.equal(distance(a, a), torch.zeros(2))
@@ -48,6 +45,18 @@ def test_lpips_is_the_packages_with_timms_weights_at_224_pixels(weights):
     prediction = a.clone().requires_grad_()
     distance(prediction, b).sum().backward()
     assert prediction.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_images_of_more_than_224_pixels_are_resized_too():
+    distance, seen = Lpips(), []
+    distance.metric.register_forward_pre_hook(lambda module, args: seen.extend(args))
+    distance.metric.forward = lambda a, b: (a - b).square().mean((1, 2, 3))
+    for size in (32, 224, 300):
+        a, b = torch.rand(2, 1, 3, size, size)
+        distance(a, b)
+    assert {tuple(x.shape) for x in seen} == {(1, 3, 224, 224)}
 
 
 def test_another_networks_file_is_refused(tmp_path):

@@ -11,14 +11,14 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from conftest import small_denoiser
+from conftest import small_backbone, small_denoiser
 from test_engine import free_port
 from test_trainer import GDD
 
-from gdd.backbones import DigitsBackbone
 from gdd.config import Hardware, Keep
 from gdd.data.images import load_digits
 from gdd.training.run import run
+from gdd.training.state import save_state
 from gdd.weights import checkpoint
 
 CONFIG = dataclasses.replace(GDD, total_images=16 * 40, freeze="gdd-i", d_batch_norm_images=8)
@@ -45,12 +45,10 @@ def train_until(folder, processes, dies_in_write):
 
     def keep_all(state):
         if state.images_seen == CONFIG.total_images and processes.get("RANK", "0") == "0":
-            checkpoint.save_state(folder / "all.safetensors", state)
+            save_state(folder / "all.safetensors", state)
         return {}
 
-    torch.manual_seed(0)
-    backbone = DigitsBackbone().eval()
-    run(folder, CONFIG, load_digits(), small_denoiser(), [backbone], keep=KEEP,
+    run(folder, CONFIG, load_digits(), small_denoiser(), [small_backbone()], keep=KEEP,
         hardware=Hardware(accelerator="cpu"), evaluate=keep_all)
 
 
@@ -68,21 +66,13 @@ def live(server, folder, world, seconds=None, dies_in_write=None):
     port, environments = str(free_port()), [{}]
     if world > 1:
         common = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2"
-        }
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE":
+            "2"}
         environments = [
-            common | {
-                "RANK": str(k),
-                "LOCAL_RANK": str(k),
-                "TORCHELASTIC_RUN_ID": "t"
-            } for k in range(world)
-        ]
+            common | {"RANK": str(k), "LOCAL_RANK": str(k), "TORCHELASTIC_RUN_ID": "t"}
+            for k in range(world)]
     processes = [
-        server.Process(target=train_until, args=(folder, e, dies_in_write)) for e in environments
-    ]
+        server.Process(target=train_until, args=(folder, e, dies_in_write)) for e in environments]
     for process in processes:
         process.start()
     deadline = time.monotonic() + (90 if seconds is None else seconds)
@@ -114,8 +104,8 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, server, tmp_path):
         folder, finished = tmp_path / f"killed-{attempt}", False
         while not finished:
             if chance.random() < 0.4:
-                finished = live(server, folder, world,
-                                dies_in_write=(chance.randint(1, 12), chance.random()))
+                finished = live(server, folder, world, dies_in_write=(chance.randint(
+                    1, 12), chance.random()))
                 in_writes += not finished
             else:
                 finished = live(server, folder, world, seconds=chance.uniform(0.1, 0.6) * life)

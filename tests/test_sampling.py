@@ -71,6 +71,23 @@ def test_k_step_and_two_step_follow_their_definition(tiny):
                           atol=1e-5)
 
 
+@pytest.mark.parametrize(("spec", "middle"), [("k-step:2", 2.515), ("two-step:0.8", 0.8),
+                                              ("two-step", 0.8), ("two-step:3", 3.0)])
+def test_both_generators_of_two_steps_have_their_own_middle_sigma(spec, middle):
+    """Figure 2A's K = 2 on the ladder, and what the official code takes instead, 0.8."""
+    seen = []
+
+    def noted(x, sigma, labels=None, *, target_sigma=None):
+        seen.append((float(sigma), target_sigma))
+        return gaussian(x, sigma, labels, target_sigma=target_sigma)
+
+    sampling.parse_sampler(spec)(noted, torch.randn(1, 1, 4, 4))
+    (first, target), (second, last) = seen
+    assert first == pytest.approx(80)
+    assert target == second == pytest.approx(middle, abs=5e-4)
+    assert last is None
+
+
 @pytest.mark.parametrize(("sampler", "calls"), [("heun:5", 9), ("euler:5", 5), ("one-step", 1),
                                                 ("k-step:4", 4), ("two-step", 2)])
 def test_network_calls_are_what_the_name_says(sampler, calls):
@@ -86,8 +103,8 @@ def test_network_calls_are_what_the_name_says(sampler, calls):
 
 
 @settings(deadline=None, max_examples=8)
-@given(first=st.integers(0, 2**40),
-       sampler=st.sampled_from(["heun:3", "one-step", "k-step:2", "two-step:0.8"]))
+@given(first=st.integers(0, 2**40), sampler=st.sampled_from([
+    "heun:3", "one-step", "k-step:2", "two-step:0.8"]))
 def test_image_k_is_a_function_of_its_seed(first, sampler):
     from conftest import TINY
 
@@ -101,8 +118,7 @@ def test_image_k_is_a_function_of_its_seed(first, sampler):
     seeds = range(first, first + 8)
     runs = [
         torch.cat(list(sampling.generate(denoiser, seeds, sampler=sampler, batch_size=size)))
-        for size in (1, 3, 8)
-    ]
+        for size in (1, 3, 8)]
     for images in runs[1:]:
         assert torch.allclose(images, runs[0], atol=1e-4)
         assert (to_uint8(images).int() - to_uint8(runs[0]).int()).abs().max() <= 1

@@ -2,7 +2,11 @@
 stripped and parameterised."""
 
 import ast
+import io
 import re
+import subprocess
+import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -11,39 +15,145 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted([*(ROOT / "gdd").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+         for package in ("gdd", "analysis") for path in sorted((ROOT / package).rglob("*.py"))}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+UNSAFE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+NETWORK = ("gdd.denoiser", "gdd.unet", "gdd.layers")
 
 
-def imports(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+def imports(module):
+    """Dotted names that a file imports, wherever it does, but for type checkers alone."""
+    found, trees = set(), [ast.parse(FILES[module].read_text())]
+    while trees:
+        tree = trees.pop()
+        if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(tree, ast.Import):
+            found |= {alias.name for alias in tree.names}
+        elif isinstance(tree, ast.ImportFrom):
+            assert tree.level == 0, f"{module} imports relatively"
+            names = {f"{tree.module}.{alias.name}" for alias in tree.names}
+            # `from gdd.weights import zoo` is of a module, `from gdd.files import digest` of a name
+            found |= {name if name in FILES else tree.module for name in names}
+        trees += ast.iter_child_nodes(tree)
     return found
 
 
-def of_project(names):
-    return {name for name in names if name.split(".")[0] in ("gdd", "analysis")}
+IMPORTS = {module: imports(module) for module in FILES}
+OF_PROJECT = {module: {name for name in names if name in FILES} for module, names in IMPORTS.items()}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_borders(path):
-    names, package = imports(path), path.relative_to(ROOT).parts[0]
-    if package == "gdd":
-        assert not {name for name in names if name.startswith("analysis")}
-    pure = ("hooks.py", "features.py", "plots.py", "fid/frechet.py", "fid/samples.py")
-    if package == "analysis" and path.relative_to(ROOT / "analysis").as_posix() in pure:
-        assert not of_project(names)
-    if path.stem == "plots":
-        assert not {name for name in names if name.startswith("torch")}
-    assert not names & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-    if path.stem != "edm_pickle":
-        assert "torch.load(" not in path.read_text()
-    assert path.read_text().count("torch.load(") <= path.read_text().count("weights_only=True)")
-    assert len(path.read_text().splitlines()) <= 350
+def within(names, *packages):
+    return {name for name in names for package in packages
+            if name == package or name.startswith(f"{package}.")}
+
+
+def reached(module):
+    """All of the project that importing `module` may import, packages on the way too."""
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in FILES and name not in found:
+            found.add(name)
+            waiting += [*OF_PROJECT[name], name.rpartition(".")[0]]
+    return found
+
+
+def test_the_method_knows_no_measurement():
+    assert {m: found for m in within(FILES, "gdd")
+            if (found := within(IMPORTS[m], "analysis"))} == {}
+
+
+def test_the_core_knows_no_wing_and_no_profile():
+    core = [m for m in FILES if re.fullmatch(r"gdd\.\w+", m)
+            and FILES[m].name not in ("__init__.py", "__main__.py")]
+    assert len(core) > 10
+    wings = ("gdd.data", "gdd.weights", "gdd.training", "gdd.profiles")
+    assert {m: found for m in core if (found := within(reached(m), *wings))} == {}
+
+
+def test_pixels_know_no_network_and_weights_no_training():
+    assert {m: found for m in within(FILES, "gdd.data")
+            if (found := within(reached(m), *NETWORK, "gdd.training", "gdd.profiles"))} == {}
+    assert {m: found for m in within(FILES, "gdd.weights")
+            if (found := within(reached(m), "gdd.training", "gdd.data"))} == {}
+    assert {m: found for m in within(FILES, "gdd.profiles")
+            if (found := within(reached(m), "gdd.data", "gdd.weights", "gdd.training"))} == {}
+
+
+def test_the_leaves_of_the_measurements_know_nothing_of_the_project():
+    leaves = within(FILES, "analysis.hooks", "analysis.spectrum", "analysis.features",
+                    "analysis.plots", "analysis.fid.frechet", "analysis.fid.samples")
+    assert len(leaves) > 8
+    for module in leaves:
+        own = ("analysis.features", ) if module.startswith("analysis.features") else ()
+        assert OF_PROJECT[module] == within(OF_PROJECT[module], *own), module
+    assert within(IMPORTS["analysis.plots"], "torch") == set()
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_file_runs_a_pickle_or_grows_long(module):
+    text = FILES[module].read_text()
+    assert not within(IMPORTS[module], *UNSAFE)
+    if module != "gdd.weights.edm_pickle":
+        assert "torch.load(" not in text
+    assert text.count("torch.load(") <= text.count("weights_only=True)")
+    assert len(text.splitlines()) <= 350
+    assert [line for line in text.splitlines() if len(line) > 100] == []
+
+
+def words(module):
+    """A file's code, without comments and without its docstrings and bare strings."""
+    text = FILES[module].read_text()
+    lines = text.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(text)):
+        if (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)):
+            for line in range(node.lineno - 1, node.end_lineno):
+                lines[line] = "\n" if line > node.lineno - 1 else '""\n'.rjust(node.col_offset + 3)
+    tokens = tokenize.generate_tokens(io.StringIO("".join(lines)).readline)
+    return " ".join(t.string for t in tokens if t.type != tokenize.COMMENT)
+
+
+@pytest.mark.parametrize("module", [
+    m for m in FILES if not within([m], "gdd.profiles", "gdd.data.images")])
+def test_nothing_but_profiles_names_a_data_set(module):
+    """Help and errors may give examples: what is looked for is a string of its own, and a shape."""
+    named = re.findall(r"""["'](?:digits|cifar\w*|ffhq\w*|afhqv2\w*|imagenet\w*)["']"""
+                       r"""|\( ?1 ?, ?8 ?, ?8 ?\)""", words(module))
+    allowed = {"gdd.config": 1}  # TrainConfig.data's default
+    assert len(named) == allowed.get(module, 0), named
+
+
+@pytest.mark.parametrize("module", ["gdd", "analysis", "gdd.profiles", "gdd.training.command",
+                                    "analysis.fid", "analysis.activations", "analysis.figures"])
+def test_what_help_imports_is_light(module):
+    code = f"import sys, {module}; print(*({{'torch', 'pandas', 'matplotlib'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_pictures_are_decoded_without_the_network():
+    code = "import sys, gdd.data.prepare; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=True)
+    assert not set(NETWORK) & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["gdd", "analysis"])
+def test_public_names_are_there(package):
+    module = __import__(package)
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    assert list(module.__all__) == sorted(module.__all__)
+    shown = set()
+    for node in ast.parse(FILES[package].read_text()).body:
+        if isinstance(node, ast.If):
+            shown |= {alias.name for line in node.body for alias in line.names}
+    assert shown == set(module.__all__)  # what type checkers see is what there is
+    with pytest.raises(AttributeError, match="has no attribute nothing"):
+        _ = module.nothing
 
 
 def requirement(text):
@@ -85,4 +195,5 @@ def test_notebooks_are_stripped_and_parameterised(path):
         # literals only: a derived value would not follow an injected parameter
         ast.literal_eval(statement.value)
     assert "save_figure" in code[-1].source
+    assert [line for cell in code for line in cell.source.splitlines() if len(line) > 100] == []
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}

@@ -1,5 +1,5 @@
-"""uint8 images -> features, by those who grade: Inception as the field computes it, CLIP, DINOv2, any
-timm network, a profile's own classifier. A leaf: it knows no runs and no profiles.
+"""uint8 images -> features, by those who grade: Inception as the field computes it, CLIP, DINOv2,
+any timm network, a profile's own classifier. A leaf: it knows no runs and no profiles.
 
 Weights come from `checkpoints/` first, then from the library's own download; without a network the
 error names the file that is wanted and its place.
@@ -15,7 +15,8 @@ from analysis.features.extractor import Extractor, family
 from analysis.features.inception import pytorch_inception, torchscript_inception
 from analysis.features.timm_networks import TIMM_NAMES, timm_network
 
-__all__ = ["FOLDER", "NAMES", "ClassifierFeatures", "Extractor", "classifier", "extractor", "family"]
+__all__ = ["FOLDER", "NAMES", "ClassifierFeatures", "Extractor", "classifier", "extractor",
+           "family"]  # yapf: disable
 
 FOLDER = Path("checkpoints")
 NAMES = ("inception", "inception:edm", "inception:clean", "inception:legacy_pytorch", "clip",
@@ -24,16 +25,17 @@ NAMES = ("inception", "inception:edm", "inception:clean", "inception:legacy_pyto
 
 def extractor(name: str, *, device: str = "cpu", precision: str = "fp32",
               folder: Path = FOLDER) -> Extractor:
-    """The extractor called `name`, one of NAMES. Raises ValueError, or FileNotFoundError for weights
-    out of reach."""
-    place, mode = torch.device(device), name.partition(":")[2] or "edm"
+    """The extractor called `name`, one of NAMES. Raises ValueError, or FileNotFoundError for
+    weights out of reach."""
+    on, mode = torch.device(device), name.partition(":")[2] or "edm"
     if name in ("inception", "inception:edm", "inception:clean"):
-        found = torchscript_inception(mode, place, folder)
+        found = torchscript_inception(mode, on, folder)
     elif name == "inception:legacy_pytorch":
-        found = pytorch_inception(place, folder)
+        found = pytorch_inception(on, folder)
     elif name in TIMM_NAMES or name.startswith("timm:"):
-        found = timm_network(name, place, folder)
+        found = timm_network(name, on, folder)
     else:
-        raise ValueError(f"features must be one of {', '.join(NAMES)}; got {name!r}")
+        raise ValueError(f"features must be one of {', '.join(NAMES)}, or a classifier of a "
+                         f"profile; got {name!r}")
     identity = found.identity if precision == "fp32" else f"{found.identity} {precision}"
     return replace(found, identity=identity, device=device, precision=precision)

@@ -7,8 +7,8 @@ from analysis.features.extractor import Extractor
 
 
 class ClassifierFeatures(nn.Module):
-    """uint8 (N,C,R,R) -> features (N,dim) float32; `classify` takes floats in [-1,1] and gives logits
-    (N,classes).
+    """uint8 (N,C,R,R) -> features (N,dim) float32; `classify` takes floats in [-1,1] and gives
+    logits (N,classes).
 
     Another architecture (5x5 kernels, GELU, no batch norm), by its profile another seed, and no
     weight in common with `gdd.backbones.ClassifierBackbone`, so the discriminator's backbone never

@@ -57,11 +57,12 @@ def computed_in(precision: str, device: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-FAMILIES = ("inception", "clip", "dino", "deit", "efficientnet", "vgg", "resnet", "convnext", "swin")
+FAMILIES = ("inception", "clip", "dino", "deit", "efficientnet", "vgg", "resnet", "convnext",
+            "swin")
 
 
 def family(name: str) -> str:
-    """What a network is kin to, by its name: a discriminator's backbone must not grade its own
+    """The family of a network, by its name: a discriminator's backbone must not grade its own
     work."""
     return next((known for known in FAMILIES if known in name), name)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from analysis.features.extractor import Extractor, family, rgb
 
-TIMM_NAMES = {"clip": "vit_base_patch32_clip_224.openai", "dinov2": "vit_large_patch14_dinov2.lvd142m"}
+TIMM_NAMES = {"clip": "vit_base_patch32_clip_224.openai",
+              "dinov2": "vit_large_patch14_dinov2.lvd142m"}  # yapf: disable
 
 
 def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:

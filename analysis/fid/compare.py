@@ -1,9 +1,8 @@
 """Distances between sources as a tidy table: every metric, every pair, over several ranges of
 seeds.
 
-abs_fid("gdd-i.safetensors@one-step", "digits", extractor)      # a generator against a data set
-rel_fid("gdd-i.safetensors", "teacher.safetensors@heun:18", extractor)      # two generators, the
-same seeds
+    abs_fid("gdd-i", "digits", extractor)               # a generator against a data set
+    rel_fid("gdd-i", "mine.pkl@heun:18", extractor)     # two generators, the same seeds
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,17 +38,15 @@ def measure(sources: Sequence[Source | Statistics], summaries: Summaries, *,
     if unknown := [name for name in wanted if name not in METRICS]:
         raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown)}")
     if len(sources) < 2 or ranges < 1 or (n is not None and n < 2):
-        raise ValueError(
-            f"two sources, one range and n = 2 are the least; got {len(sources)} sources, {ranges} ranges, n = {n}"
-        )
+        raise ValueError("two sources, one range and n = 2 are the least; "
+                         f"got {len(sources)} sources, {ranges} ranges, n = {n}")
     n = n or max(s.n or 0 for s in sources) or 50_000
     tables = []
     for index in range(ranges if any(isinstance(s, Source) and s.reseed for s in sources) else 1):
         seeds = range(first_seed + index * n, first_seed + (index + 1) * n)
         seeded = [s.reseed(seeds) if isinstance(s, Source) and s.reseed else s for s in sources]
-        tables.append(
-            compare(seeded, summaries, wanted, allow_different_n=allow_different_n,
-                    bootstrap=bootstrap))
+        tables.append(compare(seeded, summaries, wanted, bootstrap=bootstrap,
+                              allow_different_n=allow_different_n))
     table = pd.concat(tables, ignore_index=True)
     return table.drop_duplicates(ignore_index=True)  # data sets among themselves, once per range
 
@@ -66,9 +63,8 @@ def over_ranges(table: pd.DataFrame) -> pd.DataFrame:
 def abs_fid(generator: str, reference: str, extractor: Extractor, **options: Any) -> pd.Series:
     """FD of a generator against a data set or statistics: mean, min and max over three ranges of
     seeds."""
-    return over_ranges(
-        measure([open_source(generator), open_source(reference)], Summaries(extractor),
-                **options)).iloc[0]
+    sources = [open_source(generator), open_source(reference)]
+    return over_ranges(measure(sources, Summaries(extractor), **options)).iloc[0]
 
 
 def rel_fid(generator: str, other: str, extractor: Extractor, **options: Any) -> pd.Series:
@@ -89,11 +85,9 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
         check_pair(a, b, extractor, allow_different_n or list(metrics) == ["fd-infinity"])
     _check_channels(sources)
     classify = "is" in metrics
-    found = [
-        summaries.of(source, classify=classify) if isinstance(source, Source) else None
-        for source in sources
-    ]
-    stats = [s.stats for s in (known or source for known, source in zip(found, sources, strict=True))]
+    found = [summaries.of(source, classify=classify) if isinstance(source, Source) else None
+             for source in sources]
+    stats = [(known or s).stats for known, s in zip(found, sources, strict=True)]  # type: ignore
     if len({len(moments.mean) for moments in stats}) > 1:
         listed = ", ".join(f"{s.name} {len(moments.mean)}"
                            for s, moments in zip(sources, stats, strict=True))
@@ -106,10 +100,8 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
         pair: list[Row] = []
         if distances is not None:
             sizes = {source.n for source in (sources[i], sources[j]) if source.n}
-            row: Row = {
-                "metric": label(extractor.name, min(sizes, default=None)),
-                "value": float(distances[i, j])
-            }
+            name = label(extractor.name, min(sizes, default=None))
+            row: Row = {"metric": name, "value": float(distances[i, j])}
             if bootstrap:
                 fake, real = (_sample(sources[k], found[k], "a bootstrap").sample for k in (i, j))
                 row["low"], row["high"] = bootstrap_interval(fake, real, draws=bootstrap)
@@ -122,27 +114,16 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
             pair += _sample_rows(fake, real, extractor, metrics)
         rows += [_where(sources[i], sources[j], extractor) | row for row in pair]
     if "is" in metrics:
-        rows += [
-            _inception_score(source, summary, extractor)
-            for source, summary in zip(sources, found, strict=True)
-        ]
-    return pd.DataFrame(
-        rows, columns=[
-            "a", "b", "features", "seeds", "n_a", "n_b", "metric", "value", "error", "low", "high"
-        ])
+        rows += [_inception_score(*pair, extractor) for pair in zip(sources, found, strict=True)]
+    columns = "a b features seeds n_a n_b metric value error low high".split()
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _where(a: Source | Statistics, b: Source | Statistics | None, extractor: Extractor) -> Row:
     seeds = [s.seeds for s in (a, b) if isinstance(s, Source) and s.seeds]
     text = f"{seeds[0].start}-{seeds[0].stop - 1}" if seeds else ""
-    return {
-        "a": a.name,
-        "b": b.name if b else "",
-        "features": extractor.name,
-        "seeds": text,
-        "n_a": a.n,
-        "n_b": b.n if b else None,
-    }
+    return {"a": a.name, "b": b.name if b else "", "features": extractor.name, "seeds": text,
+            "n_a": a.n, "n_b": b.n if b else None}
 
 
 def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor,
@@ -155,25 +136,18 @@ def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor,
         values["precision"], values["recall"] = precision_recall(fake, real)
     if "dc" in metrics:
         values["density"], values["coverage"] = density_coverage(fake, real)
-    return [{
-        "metric": label(extractor.name, size, name),
-        "value": value,
-        "error": error if name == "KID" else float("nan")
-    } for name, value in values.items()]
+    return [{"metric": label(extractor.name, size, name), "value": value,
+             "error": error if name == "KID" else float("nan")} for name, value in values.items()]
 
 
 def _inception_score(source: Source | Statistics, summary: Summary | None,
                      extractor: Extractor) -> Row:
     if summary is None or summary.scores is None:
-        raise ValueError(
-            f"is needs images, and features that classify (inception, digits); not {source.name} by {extractor.name}"
-        )
+        raise ValueError("is needs images, and features that classify (inception, a profile's own);"
+                         f" not {source.name} by {extractor.name}")
     value, error = summary.scores.score()
-    return _where(source, None, extractor) | {
-        "metric": label(extractor.name, source.n, "IS"),
-        "value": value,
-        "error": error
-    }
+    metric = label(extractor.name, source.n, "IS")
+    return _where(source, None, extractor) | {"metric": metric, "value": value, "error": error}
 
 
 def _sample(source: Source | Statistics, summary: Summary | None, metric: str) -> Summary:
@@ -191,8 +165,9 @@ def check_pair(a: Source | Statistics, b: Source | Statistics, extractor: Extrac
                 f"{one.name} holds statistics of {one.extractor} features, not of {extractor.name}")
     if a.n and b.n and a.n != b.n and not different_n:
         raise ValueError(
-            f"{a.name} has n = {a.n:,}, {b.name} n = {b.n:,}, and the distance depends on n: give --n, or --metrics fd-infinity, "
-            "or --allow-different-n, as for a FID50k against a whole training set")
+            f"{a.name} has n = {a.n:,}, {b.name} n = {b.n:,}, and the distance depends on n: give "
+            "--n, or --metrics fd-infinity, or --allow-different-n, as for a FID50k against a whole "
+            "training set")
 
 
 def _check_channels(sources: Sequence[Source | Statistics]) -> None:
@@ -204,19 +179,11 @@ def _check_channels(sources: Sequence[Source | Statistics]) -> None:
         raise ValueError(f"{listed}; they cannot be compared")
 
 
-def leakage(sources: Iterable[Source | Statistics], extractor: Extractor) -> list[str]:
-    """A warning for each generator whose discriminator looked through kin of the network that
-    grades it."""
+def shared_backbones(generator: str, backbones: Iterable[str], extractor: Extractor) -> list[str]:
+    """A warning for each backbone that a generator's discriminator looked through and that is of
+    the family of the network which grades it."""
     return [
-        line for s in sources if isinstance(s, Source)
-        for line in kinship(s.name, s.backbones, extractor)
-    ]
-
-
-def kinship(generator: str, backbones: Iterable[str], extractor: Extractor) -> list[str]:
-    """The warnings for one generator."""
-    return [
-        f"the discriminator of {generator} looked through {name}, which is kin to the features {extractor.name} that grade it "
-        "here; believe another family's features rather" for name in backbones
-        if family(name) == extractor.family
+        f"the discriminator of {generator} looked through {name}, which is of the family of the "
+        f"features {extractor.name} that grade it here; believe another family's features rather"
+        for name in backbones if family(name) == extractor.family
     ]

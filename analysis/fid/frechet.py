@@ -48,8 +48,8 @@ class FeatureStats:
             return self
         n = self.n + other.n
         delta = other.mean - self.mean
-        self.scatter = self.scatter + other.scatter + torch.outer(delta,
-                                                                  delta) * (self.n * other.n / n)
+        between = torch.outer(delta, delta) * (self.n * other.n / n)
+        self.scatter = self.scatter + other.scatter + between
         self.mean = self.mean + delta * (other.n / n)
         self.n = n
         return self
@@ -108,8 +108,8 @@ def matrix(stats: Sequence[FeatureStats]) -> Tensor:
     distances = torch.zeros(len(stats), len(stats), dtype=torch.float64)
     for i, j in combinations(range(len(stats)), 2):
         means = (stats[i].mean - stats[j].mean).square().sum()
-        distance = means + covariances[i].trace() + covariances[j].trace() - 2 * _trace_of_root(
-            roots[i], roots[j])
+        traces = covariances[i].trace() + covariances[j].trace()
+        distance = means + traces - 2 * _trace_of_root(roots[i], roots[j])
         distances[i, j] = distances[j, i] = distance.clamp(min=0)
     return distances
 
@@ -123,9 +123,8 @@ def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15,
     biases FD upwards.
     """
     if len(features) < 2 * points:
-        raise ValueError(
-            f"an extrapolation over {points} sizes needs at least {2 * points} images; got {len(features)}"
-        )
+        raise ValueError(f"an extrapolation over {points} sizes needs at least {2 * points} images; "
+                         f"got {len(features)}")
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(len(features) // 2, len(features), points).long()
     values = []
@@ -133,9 +132,8 @@ def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15,
         chosen = torch.randperm(len(features), generator=generator)[:size]
         values.append(frechet_distance(FeatureStats.of(features[chosen]), reference))
     design = torch.stack([1 / sizes.double(), torch.ones(points, dtype=torch.float64)], dim=1)
-    return float(
-        torch.linalg.lstsq(design,
-                           torch.tensor(values, dtype=torch.float64)[:, None]).solution[1])
+    measured = torch.tensor(values, dtype=torch.float64)[:, None]
+    return float(torch.linalg.lstsq(design, measured).solution[1])
 
 
 def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95,
@@ -155,8 +153,7 @@ def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95,
     distance = frechet_distance(FeatureStats.of(a), FeatureStats.of(b))
     values = torch.tensor([frechet_distance(drawn(a), drawn(b)) for _ in range(draws)],
                           dtype=torch.float64)
-    low, high = values.quantile(
-        torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    low, high = (float(values.quantile(q)) for q in ((1 - level) / 2, (1 + level) / 2))
     return max(2 * distance - high, 0.0), max(2 * distance - low, 0.0)
 
 
@@ -167,4 +164,4 @@ def label(extractor: str, n: int | None = None, metric: str = "FD") -> str:
     network, _, mode = extractor.partition(":")
     if network != "inception":
         return f"{metric}{size}[{extractor}]"
-    return f"{'FID' if metric == 'FD' else metric}{size}" + (f"[{mode}]" if mode else "")
+    return f"{'FID' if metric == 'FD' else metric}{size}{f'[{mode}]' if mode else ''}"

@@ -109,9 +109,8 @@ class ClassScores:
         """`(mean, standard deviation)` over the splits of exp(E KL(p(y|x) | p(y))) (Salimans et al.
         2016, arXiv:1606.03498)."""
         if not (self.count > 0).all():
-            raise ValueError(
-                f"an Inception Score over {len(self.count)} splits needs images in each; got {self.count.tolist()}"
-            )
+            raise ValueError(f"an Inception Score over {len(self.count)} splits needs images in "
+                             f"each; got {self.count.tolist()}")
         mean = self.total / self.count[:, None]
         values = (self.negentropy / self.count - torch.special.xlogy(mean, mean).sum(dim=1)).exp()
         return float(values.mean()), float(values.std(correction=0))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from analysis.fid.frechet import FeatureStats
 from gdd.data.images import BUNDLED, Images, open_images, to_uint8
-from gdd.denoiser import PRECISIONS, Denoiser
+from gdd.denoiser import Denoiser
 from gdd.files import digest, write_atomically
-from gdd.sampling import generate, parse_sampler
+from gdd.sampling import generate, parse_sampler, to_device
 from gdd.weights import checkpoint
 
 
@@ -46,12 +46,12 @@ class Source:
                        seeds=None, reseed=None)
 
     def disjoint(self, n: int, seed: int) -> "tuple[Source, Source]":
-        """Two random draws of `n` images that share none. Raises ValueError if there are too few."""
+        """Two random draws of `n` images that share none. Raises ValueError if they are too few."""
         if self.n < 2 * n:
-            raise ValueError(f"{self.name} has {self.n:,} images; two disjoint draws need {2 * n:,}")
+            raise ValueError(f"{self.name} has {self.n:,} images, two disjoint draws need {2 * n:,}")
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed)).tolist()
-        return tuple(self.part(order[k * n:(k + 1) * n], f"{self.name}, draw {k}")
-                     for k in (0, 1))  # type: ignore[return-value]
+        one, two = order[:n], order[n:2 * n]
+        return self.part(one, f"{self.name}, draw 0"), self.part(two, f"{self.name}, draw 1")
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,25 @@ class Statistics:
 
 
 def open_source(spec: str, *, device: str = "cpu", precision: str = "fp32") -> Source | Statistics:
-    """`CHECKPOINT[@SAMPLER]`, a path or a shipped run's name; a data set; an .npy or .npz of images,
-    or an .npz of statistics.
+    """`CHECKPOINT[@SAMPLER]`, a path or a shipped run's name; a data set; an .npy or .npz of
+    images, or an .npz of statistics.
 
     A generator makes one image per seed; `reseed` sets them. Raises FileNotFoundError or ValueError
     with what is wrong.
     """
     name, at, sampler = spec.partition("@")
-    path = Path(name)
-    generator = at or path.suffix in (".safetensors", ".pkl")
-    if path.suffix in (".npy", ".npz") and not at:
-        return _arrays(path)
-    if not generator and not path.exists() and name not in BUNDLED:
-        try:
-            path, generator = checkpoint.locate(name), True
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"source {error}") from None
-    if generator:
-        return of_checkpoint(checkpoint.locate(path), sampler, device, precision)(range(0))
-    dataset = open_images(spec)
-    files = {"files": _digest_of_files(path)} if path.exists() else {spec: len(dataset)}
-    return _dataset(spec, dataset, files)
+    if name in BUNDLED and not at:
+        dataset = open_images(name)
+        return _dataset(name, dataset, {name: len(dataset)})
+    if Path(name).suffix in (".npy", ".npz") and not at:
+        return _arrays(Path(name))
+    try:
+        path = checkpoint.locate(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"source {error}") from None
+    if at or path.suffix in checkpoint.SUFFIXES:
+        return of_checkpoint(path, sampler, device, precision)(range(0))
+    return _dataset(name, open_images(name), {"files": _digest_of_files(path)})
 
 
 def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
@@ -98,8 +96,7 @@ def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
     parse_sampler(sampler)  # a wrong one is refused now
     # every run folder has a final one
     name = f"{path.parent.name}/{path.stem}" if path.stem == "final" else path.stem
-    denoiser.precision = PRECISIONS[precision]
-    return of_denoiser(denoiser.to(device), sampler, f"{name}@{sampler}",
+    return of_denoiser(to_device(denoiser, device, precision), sampler, f"{name}@{sampler}",
                        weights=[digest(path), metadata.get("base_digest"), precision],
                        backbones=tuple(metadata.get("backbones", ())))
 
@@ -107,8 +104,8 @@ def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
 def of_denoiser(denoiser: Denoiser, sampler: str, name: str, *, weights: Any = None,
                 backbones: tuple[str, ...] = (),
                 labels: Tensor | None = None) -> Callable[[range], Source]:
-    """A denoiser with its sampler as a source, once its seeds are given. `weights` names its weights:
-    without it nothing of the source is ever cached. `labels` (N,) asks for classes."""
+    """A denoiser with its sampler as a source, once its seeds are given. `weights` names its
+    weights: without it nothing of the source is ever cached. `labels` (N,) asks for classes."""
     shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
 
     def of(seeds: range) -> Source:
@@ -141,35 +138,28 @@ def _arrays(path: Path) -> Source | Statistics:
         raise FileNotFoundError(f"source {path} does not exist")
     try:
         opened = np.load(path, mmap_mode="r", allow_pickle=False)
-        found = {
-            "": opened
-        } if isinstance(opened, np.ndarray) else {
-            name: opened[name]
-            for name in opened.files
-        }
+        alone = isinstance(opened, np.ndarray)
+        found = {"": opened} if alone else {name: opened[name] for name in opened.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a plain {path.suffix} file: {error}") from None
     if {"mu", "sigma"} <= found.keys():
         return _statistics(path, found)
     images = [array for array in found.values() if array.dtype == np.uint8 and array.ndim in (3, 4)]
     if len(images) != 1:
-        listed = ", ".join(f"{name or 'array'} {a.dtype} {list(a.shape)}"
-                           for name, a in found.items())
-        raise ValueError(
-            f"{path} holds neither one uint8 array of images nor mu and sigma; it holds {listed or 'nothing'}"
-        )
+        listed = [f"{name or 'array'} {a.dtype} {list(a.shape)}" for name, a in found.items()]
+        raise ValueError(f"{path} holds neither one uint8 array of images nor mu and sigma; "
+                         f"it holds {', '.join(listed) or 'nothing'}")
     array = images[0] if images[0].ndim == 4 else images[0][:, None]
     if array.shape[1] not in (1, 3):
         if array.shape[3] not in (1, 3):
-            raise ValueError(
-                f"{path}: images must be (N,H,W,C) or (N,C,H,W) with 1 or 3 channels; got {list(array.shape)}"
-            )
+            raise ValueError(f"{path}: images must be (N,H,W,C) or (N,C,H,W) with 1 or 3 channels; "
+                             f"got {list(array.shape)}")
         array = array.transpose(0, 3, 1, 2)
 
     def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(indices), batch_size):
-            yield torch.from_numpy(
-                np.ascontiguousarray(array[list(indices[start:start + batch_size])]))
+            part = array[list(indices[start:start + batch_size])]
+            yield torch.from_numpy(np.ascontiguousarray(part))
 
     return Source(path.name, len(array), array.shape[1:], {"files": digest(path)},
                   batches)
@@ -179,9 +169,8 @@ def _statistics(path: Path, found: dict[str, np.ndarray]) -> Statistics:
     mean, covariance = (torch.from_numpy(np.array(found[name], np.float64))
                         for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path}: mu and sigma must be (d,) and (d,d); got {list(mean.shape)} and {list(covariance.shape)}"
-        )
+        raise ValueError(f"{path}: mu and sigma must be (d,) and (d,d); got {list(mean.shape)} "
+                         f"and {list(covariance.shape)}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError(f"{path}: mu or sigma holds NaN or inf")
     provenance: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Images in: scikit-learn's digits, or the pictures of `gdd.pictures`; and the one uint8 <-> [-1,1]
+"""Images in: scikit-learn's digits, or the pictures of `gdd.data.pictures`; and the one uint8 <-> [-1,1]
 rule.
 
 A data set is decoded once into one uint8 tensor (CIFAR-10: 154 MB), so that training never waits
@@ -55,8 +55,8 @@ class Streamed:
         pixels, pictures = self.pictures.array(index), self.pictures
         if pixels.shape != self.shape[1:]:
             raise ValueError(
-                f"{pictures.path}: {pictures.names[index]} is {describe_shape(pixels.shape)}, but {pictures.names[0]} is "
-                f"{describe_shape(self.shape[1:])}; sizes must agree")
+                f"{pictures.path}: {pictures.names[index]} is {describe_shape(pixels.shape)}, but "
+                f"{pictures.names[0]} is {describe_shape(self.shape[1:])}; sizes must agree")
         return pixels
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image
 
-from gdd.weights.edm_pickle import read_cifar_batch
+from gdd.data.cifar import read_cifar_batch
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # 8192 x 8192; the largest picture of the paper's data sets has a fifth of them
@@ -68,8 +68,8 @@ class Pictures:
         picture = self.picture(index)
         if picture.mode not in ("L", "RGB"):
             raise ValueError(
-                f"{self.path}: {self.names[index]} has mode {picture.mode}; images must be 8-bit grey (L) or RGB "
-                "(gdd data prepare --rgb converts)")
+                f"{self.path}: {self.names[index]} has mode {picture.mode}; images must be 8-bit "
+                "grey (L) or RGB (gdd data prepare --rgb converts)")
         pixels = np.asarray(picture)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -77,11 +77,9 @@ class Pictures:
 def open_pictures(spec: Path | str) -> Pictures:
     """The pictures at a path. Raises FileNotFoundError or ValueError with what is wrong and
     where."""
-    path = Path(spec)
+    path, kinds = Path(spec), "data must be digits, a folder, a zip, or cifar-10-python.tar.gz"
     if not path.exists():
-        raise FileNotFoundError(
-            f"data must be digits, a folder, a zip, or cifar-10-python.tar.gz; {str(spec)!r} does not exist"
-        )
+        raise FileNotFoundError(f"{kinds}; {str(spec)!r} does not exist")
     if path.is_dir():
         cifar = path / CIFAR_BATCHES[0]
         return _cifar_folder(path) if cifar.is_file() else _folder(path)
@@ -89,18 +87,16 @@ def open_pictures(spec: Path | str) -> Pictures:
         return _zip(path)
     if path.name.endswith((".tar.gz", ".tgz")):
         return _cifar_archive(path)
-    raise ValueError(
-        f"data must be digits, a folder, a zip, or cifar-10-python.tar.gz; {str(spec)!r} is another kind of file"
-    )
+    raise ValueError(f"{kinds}; {str(spec)!r} is another kind of file")
 
 
 def _folder(path: Path) -> Pictures:
     files = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
     names = [name for name in files if _is_picture(name)]
-    labels = _listed_labels(path, names,
-                            files["dataset.json"].read_bytes()) if "dataset.json" in files else None
-    # EDM's rule: classes are the top-level folders, in alphabetical order
-    if "dataset.json" not in files:
+    labels = None
+    if "dataset.json" in files:
+        labels = _listed_labels(path, names, files["dataset.json"].read_bytes())
+    else:  # EDM's rule: classes are the top-level folders, in alphabetical order
         tops = [name.split("/")[0] if "/" in name else "" for name in names]
         classes = {top: index for index, top in enumerate(sorted(set(tops)))}
         labels = [classes[top] for top in tops] if len(classes) > 1 else None
@@ -118,9 +114,8 @@ def _zip(path: Path) -> Pictures:
         if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
             raise ValueError(f"{path}: the name {name!r} leads out of the archive")
     if len(entries) != len(archive.infolist()):
-        raise ValueError(
-            f"{path} is a damaged zip: it holds {len(archive.infolist()) - len(entries)} names twice"
-        )
+        twice = len(archive.infolist()) - len(entries)
+        raise ValueError(f"{path} is a damaged zip: it holds {twice} names twice")
 
     def read(name: str) -> bytes:
         if entries[name].file_size > MAX_BYTES:
@@ -149,10 +144,8 @@ def _listed_labels(path: Path, names: Sequence[str], content: bytes) -> list[int
     shape = f'{path}: dataset.json is not {{"labels": [[name, class], ...]}}'
     try:
         listed = json.loads(content)["labels"]
-        pairs = None if listed is None else {
-            name: label
-            for name, label in listed
-        }  # noqa: C416 (dict() would take a mapping)
+        # dict() would take a mapping
+        pairs = None if listed is None else {name: label for name, label in listed}  # noqa: C416
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{shape}: {error}") from None
     if listed is None or pairs is None:

@@ -56,8 +56,9 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
                 image = _transformed(pictures, index, resolution, transform, rgb)
                 if shape not in (None, (image.mode, image.size)):
                     raise ValueError(
-                        f"{pictures.path}: {pictures.names[index]} is {_described(image)}, but {pictures.names[0]} is otherwise; "
-                        f"give --resolution, and --rgb where grey and colour mix")
+                        f"{pictures.path}: {pictures.names[index]} is {_described(image)}, but "
+                        f"{pictures.names[0]} is otherwise; give --resolution, and --rgb where "
+                        "grey and colour mix")
                 shape = (image.mode, image.size)
                 name, content = f"{index // 1000:05d}/img{index:08d}.png", io.BytesIO()
                 image.save(content, "png", compress_level=0)  # decodes fastest
@@ -88,8 +89,8 @@ def _transformed(pictures: Pictures, index: int, resolution: int | None, transfo
         image = image.crop((left, top, left + side, top + side))
     elif width != height:
         raise ValueError(
-            f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give --transform center-crop and "
-            "--resolution")
+            f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give "
+            "--transform center-crop and --resolution")
     if resolution is not None and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
@@ -112,21 +113,19 @@ class Report:
     digest: str = ""
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.count:,} images: " + (", ".join(f"{n:,} of {describe_shape(s)}"
-                                                      for s, n in self.shapes.most_common())
-                                            or "none")
+        shapes = [f"{n:,} of {describe_shape(s)}" for s, n in self.shapes.most_common()]
+        yield f"{self.count:,} images: {', '.join(shapes) or 'none'}"
         if self.labels:
-            counts = Counter(self.labels.values())
-            spread = ", ".join(f"{label}: {self.labels[label]:,}"
-                               for label in sorted(self.labels)[:10])
-            more = f", ... ({len(self.labels):,} classes of {min(counts):,} to {max(counts):,})" if len(
-                self.labels) > 10 else ""
-            missing = max(self.labels) + 1 - len(self.labels)
-            yield f"images per class: {spread}{more}" + (
-                f"; {missing} classes below {max(self.labels)} have none" if missing else "")
+            known, counts = sorted(self.labels), Counter(self.labels.values())
+            line = "images per class: " + ", ".join(f"{k}: {self.labels[k]:,}" for k in known[:10])
+            if len(known) > 10:
+                line += f", ... ({len(known):,} classes of {min(counts):,} to {max(counts):,})"
+            if missing := known[-1] + 1 - len(known):
+                line += f"; {missing} classes below {known[-1]} have none"
+            yield line
         else:
             yield "no labels"
-        first = f", first {self.duplicates[0][0]} = {self.duplicates[0][1]}" if self.duplicates else ""
+        first = ", first {} = {}".format(*self.duplicates[0]) if self.duplicates else ""
         yield f"{len(self.duplicates):,} duplicates{first}; digest of pixels and labels {self.digest}"
 
 

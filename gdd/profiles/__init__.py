@@ -1,12 +1,16 @@
-"""Profiles: all that differs between data sets, as data. One file a data set; nothing else names one.
+"""Profiles: all that differs between data sets, as data. One file a data set; nothing else names
+one.
 
 `desk` is the paper at the scale of two CPU cores, `smoke` the same runs, a few steps each. The
 paper's own name a public teacher, pretrained backbones and a prepared data set, each with the place
-where it is expected. A file of one's own that defines PROFILE is a profile too: `--profile mine.py`.
+where it is expected. A file of one's own that defines PROFILE is a profile too: `--profile
+mine.py`.
 """
 
 import difflib
+import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -37,7 +41,8 @@ class Profile:
     real: str  # what its images are called in a caption: "digits"
     data: str  # as `open_images` takes it
     classes: int  # of the data, 0 if it has no labels
-    networks: Mapping[str, Mapping[str, Any]]  # of every teacher, by its name; the first is the usual
+    networks: Mapping[str, Mapping[str,
+                                   Any]]  # of every teacher, by its name; the first is the usual
     runs: Mapping[str, TrainConfig]
     extractors: tuple[str, ...]  # what judges: classifiers below, or names of analysis.features
     n: int  # images per measurement
@@ -51,46 +56,58 @@ class Profile:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C,H,W) of the images."""
-        network = next(iter(self.networks.values()))
+        network = self.networks[self.teacher]
         return network["img_channels"], network["img_resolution"], network["img_resolution"]
 
     def config(self, run: str) -> TrainConfig:
-        """Of `run`, or of `run@2`, the same with training seed 2. Raises ValueError listing names."""
+        """Of `run`, or of `run@2`, the same with training seed 2. Raises ValueError listing
+        names."""
         name, _, seed = run.partition("@")
+        if name in self.networks and name not in self.runs:  # a public teacher
+            return TrainConfig(objective="edm", data=self.data)
         known = require(name, self.runs, f"run of profile {self.name}")
         if seed and not seed.isdecimal():
             raise ValueError(f"a training seed is a number, as in {name}@1; got {run!r}")
         return replace(known, seed=int(seed)) if seed else known
 
+    @property
+    def teacher(self) -> str:
+        """The usual teacher: a run, or a public checkpoint."""
+        return next(iter(self.networks))
+
     def network(self, run: str) -> Mapping[str, Any]:
         """The config of a run's network."""
         config = self.config(run)
         teacher = run.partition("@")[0] if config.objective == "edm" else config.teacher
-        return self.networks.get(teacher, next(iter(self.networks.values())))
+        return self.networks.get(teacher, self.networks[self.teacher])
 
     def further_seeds(self) -> list[str]:
         """The runs that are trained with further seeds, as `run@seed`: all but teachers and those
         that a figure shows once."""
-        return [f"{name}@{seed}" for seed in self.training_seeds[1:] for name in self.runs
-                if self.runs[name].objective != "edm" and not name.startswith("cond-")]
+        return [
+            f"{name}@{seed}" for seed in self.training_seeds[1:] for name in self.runs
+            if self.runs[name].objective != "edm" and not name.startswith("cond-")
+        ]
 
 
 def require(name: str, known: Iterable[str], what: str) -> Any:
-    """`known[name]`, or a ValueError that shows the nearest names and all there are."""
+    """`known[name]`, or a ValueError that shows the nearest names and, if they are few, all."""
     if name in known:
         return known[name] if isinstance(known, Mapping) else name
-    near = difflib.get_close_matches(name, known, n=3)
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3)
     nearest = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"{what} must be one of {', '.join(known)}; got {name!r}{nearest}")
+    few = len(names) <= 20
+    listed = ", ".join(names) if few else f"the {len(names)} of `python -m gdd train --help`"
+    raise ValueError(f"{what} must be one of {listed}; got {name!r}{nearest}")
 
 
 @cache
 def profiles() -> dict[str, Profile]:
-    """All that come with the package, by name."""
-    from gdd.profiles import afhqv2, cifar10, digits, ffhq, imagenet64
-
-    modules = digits, cifar10, afhqv2, ffhq, imagenet64
-    return {profile.name: profile for module in modules for profile in module.PROFILES}
+    """All that come with the package, by name: the PROFILES of every file in this folder."""
+    names = (found.name for found in pkgutil.iter_modules(__path__, f"{__name__}."))
+    tables = (getattr(importlib.import_module(name), "PROFILES", ()) for name in names)
+    return {profile.name: profile for table in tables for profile in table}
 
 
 def profile(name: str) -> Profile:

@@ -40,8 +40,14 @@ RUNS = {
     "gdd+cd": replace(GDD, objective="gdd+cd"),
     "cd": CD,
     "cd-i": replace(CD, freeze="gdd-i", lr=1e-3),
-    **{f"k-step-{k}": replace(MULTI_STEP, sampler=f"k-step:{k}") for k in STEPS},
-    **{f"two-step-{u:g}": replace(MULTI_STEP, sampler=f"two-step:{u:g}") for u in MIDDLE_SIGMAS},
+    **{
+        f"k-step-{k}": replace(MULTI_STEP, sampler=f"k-step:{k}")
+        for k in STEPS
+    },
+    **{
+        f"two-step-{u:g}": replace(MULTI_STEP, sampler=f"two-step:{u:g}")
+        for u in MIDDLE_SIGMAS
+    },
     "cond-teacher": TEACHER,
     "cond-gdd-i": replace(GDD_I, teacher="cond-teacher"),
 }
@@ -52,7 +58,12 @@ DESK = Profile(
     real="digits",
     data="digits",
     classes=10,
-    networks={"teacher": NETWORK, "cond-teacher": NETWORK | {"label_dim": 10}},
+    networks={
+        "teacher": NETWORK,
+        "cond-teacher": NETWORK | {
+            "label_dim": 10
+        }
+    },
     runs=RUNS,
     extractors=("digits", ),
     n=1797,  # as many as there are

@@ -1,4 +1,5 @@
-"""What the paper's five profiles share (docs/method.md, section 5): public teachers, places, rates."""
+"""What the paper's five profiles share (docs/method.md, section 5): public teachers, places,
+rates."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

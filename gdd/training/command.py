@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from gdd.config import Hardware, Keep, TrainConfig
-from gdd.profiles import Profile, preset, presets
+from gdd.profiles import Profile, preset, profiles
 
 
 @dataclass
 class Train:
-    """Train in a run folder, or go on with what is there."""
+    """Train in a run folder, or go on with what is there; `train --help` lists the presets."""
 
-    preset: Positional[str]
-    """PROFILE-RUN, such as desk-gdd-i or ffhq-gdd; what its config says are the defaults below."""
+    preset: Suppress[str] = ""
     folder: Path | None = None
-    """The run's, for all but a dry run: config, environment, log.csv, samples/, tensorboard/, state,
-    best and final weights."""
+    """The run's, for all but a dry run: config, environment, log.csv, samples/, tensorboard/,
+    state, best and final weights."""
     dry_run: bool = False
     """Print the resolved config, what is frozen, and an estimate of the memory; train nothing, and
     need no file."""
@@ -36,16 +35,18 @@ class Train:
 
 def parse(kind: type[Train], arguments: list[str], prog: str) -> Train:
     """The command's arguments; the defaults of its config are those of the preset that is named."""
-    name = next((word for word in arguments[:1] if not word.startswith("-")), "")
-    if not name:
-        listed = "presets: " + " ".join(presets())
-        if not arguments or {"-h", "--help"}.isdisjoint(arguments):
-            raise ValueError(f"a preset must be named first, such as desk-gdd-i; {listed}")
-        print(f"usage: {prog} PRESET [OPTIONS]; {prog} PRESET --help lists the options\n\n{listed}")
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(f"usage: {prog} PROFILE-RUN [OPTIONS]\n\n"
+              f"`{prog} desk-gdd-i --help` lists the options, with the values of that preset.\n"
+              "gdd is also called d2o, gdd-i d2o-f; mine.py-gdd is of a profile of one's own.\n")
+        print(*(f"{p.name:14} {' '.join(p.runs)}" for p in profiles().values()), sep="\n")
         sys.exit(0)
+    if not name or name.startswith("-"):
+        raise ValueError(f"a preset must be named first, as in {prog} desk-gdd-i; --help lists all")
     profile, run = preset(name)
     default = kind(preset=name, config=profile.config(run))
-    return tyro.cli(kind, args=arguments, default=default, prog=prog)
+    return tyro.cli(kind, args=arguments[1:], default=default, prog=f"{prog} {name}")
 
 
 def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
@@ -73,9 +74,9 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
     try:
         with asked_to_stop() as asked:
             say(f"freeze={config.freeze}: {freeze(start.network, config.freeze)}")
-            say(str(run(args.folder, config, dataset, start.network, start.backbones,
-                        keep=args.keep, hardware=args.hardware, distance=start.distance,
-                        evaluate=evaluate, best_by=best_by, asked=asked)))
+            say(run(args.folder, config, dataset, start.network, start.backbones, keep=args.keep,
+                    hardware=args.hardware, distance=start.distance, evaluate=evaluate,
+                    best_by=best_by, asked=asked))
     except Stopped as stopped:
         say(f"{stopped}; go on with: {shlex.join([*_launcher(), *sys.argv[1:]])}")
     except torch.OutOfMemoryError:
@@ -115,7 +116,8 @@ def _describe(profile: Profile, name: str, args: Train) -> None:
         print(f"  {block}: {held:,} of {total:,} frozen")
     backbones: list[Backbone] = [
         new_backbone(profile, name) if name in profile.classifiers else TimmBackbone(
-            name, image_size=config.d_image_size) for name in config.backbones]
+            name, image_size=config.d_image_size) for name in config.backbones
+    ]
     lpips = Lpips() if config.distillation and config.distance == "lpips" else None
     processes = max(args.hardware.devices, 1) * max(args.hardware.nodes, 1)
     share = config.batch_size // processes

@@ -29,7 +29,8 @@ from gdd.files import sweep_partials, write_atomically
 from gdd.training.engine import Engine
 
 # they decide which tensors a state has
-FIXED = ("objective", "backbones", "d_image_size", "freeze", "d_channels", "d_head_sizes", "d_head_widths")
+FIXED = ("objective", "backbones", "d_image_size", "freeze", "d_channels", "d_head_sizes",
+         "d_head_widths")
 TIMINGS = ("images_per_s", "gpu_peak_gb")  # columns of the log that no two runs share
 _PACKAGES = ("gdd-toolkit", "torch", "torchvision", "lightning-fabric", "timm", "lpips", "numpy")
 
@@ -109,8 +110,7 @@ class RunFolder:
         starts = json.loads(path.read_text()) if path.exists() else []
         starts.append({"images_seen": images_seen, **environment(), **_hardware(self.engine)})
         write_atomically(path, json.dumps(starts, indent=1).encode())
-        write_atomically(self.path / "config.json",
-                                    json.dumps(_plain(config), indent=1).encode())
+        write_atomically(self.path / "config.json", json.dumps(_plain(config), indent=1).encode())
 
     def write_log(self, log: list[dict[str, float]]) -> None:
         content = pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode()

@@ -85,7 +85,8 @@ def _without_values(module: nn.Module, mode: FakeTensorMode) -> Any:
                 if tensor is not None:
                     fake = mode.from_tensor(tensor.detach())
                     frozen = nn.Parameter(fake, requires_grad=False)
-                    tensors[name] = frozen if tensors is part._parameters else fake  # type: ignore[assignment]
+                    tensors[
+                        name] = frozen if tensors is part._parameters else fake  # type: ignore[assignment]
     return module
 
 

@@ -61,7 +61,8 @@ def run(
     state = init_state(config, start, backbones, engine)
 
     def training() -> Iterator[TrainState]:
-        return train(config, dataset, start, backbones, distance=distance, state=state, on_nan=keep.on_nan, max_skips=keep.max_skips)
+        return train(config, dataset, start, backbones, distance=distance, state=state,
+                     on_nan=keep.on_nan, max_skips=keep.max_skips)
 
     steps = training()
     origin = {
@@ -78,8 +79,7 @@ def run(
         record = _Record(files, state, keep, evaluate, best_by, origin | {"teacher": teacher})
         if resumed:
             record.load()
-        engine.on_rank_zero(
-            lambda: files.begin(config, state.images_seen, state_bytes(state)))
+        engine.on_rank_zero(lambda: files.begin(config, state.images_seen, state_bytes(state)))
         if keep.on_nan == "rollback" and not resumed:
             record.save()
         record.open(bar_position)
@@ -226,8 +226,8 @@ class _Record:
                            labels=labels)
         images = torch.cat([to_uint8(batch).cpu() for batch in batches])
         content = grid_png(images, columns=classes, zoom=max(1, 64 // denoiser.resolution))
-        write_atomically(
-            self.files.path / "samples" / f"{self.state.images_seen:012d}.png", content)
+        write_atomically(self.files.path / "samples" / f"{self.state.images_seen:012d}.png",
+                         content)
         if self.curves:
             self.curves.experiment.add_images("samples", images, self.state.images_seen)
 

@@ -14,6 +14,7 @@ import torch
 
 from gdd.backbones import Backbone, ClassifierBackbone, TimmBackbone
 from gdd.config import TrainConfig
+from gdd.data.images import BUNDLED
 from gdd.denoiser import Denoiser
 from gdd.files import digest_of
 from gdd.perceptual import Lpips
@@ -78,6 +79,30 @@ def any_finished(profile: Profile, name: str) -> Path:
     return path
 
 
+def missing_files(profile: Profile) -> list[str]:
+    """What the profile's runs need and is not on disk, a sentence each."""
+    found: list[str] = []
+    paths = {profile.data, *(config.data for config in profile.runs.values())} - BUNDLED.keys()
+    for path in sorted(path for path in paths if not Path(path).exists()):
+        found.append(f"the data set {path} (`python -m gdd data prepare SOURCE {path}` writes it)")
+    if profile.reference and not Path(profile.reference).exists():
+        name = Path(profile.reference).stem
+        found.append(f"{profile.reference} (`python -m gdd download {name}`)")
+    names = {
+        name
+        for config in profile.runs.values()
+        for name in (config.teacher, *config.backbones)
+    }
+    if any(config.distance == "lpips" for config in profile.runs.values()):
+        names.add(LPIPS)
+    for name in sorted(names - {"", *profile.runs, *profile.classifiers}):
+        try:
+            download.require_file(name)
+        except FileNotFoundError as error:
+            found.append(str(error))
+    return found
+
+
 def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "") -> Start:
     """Load what a run with this config starts from; `run` names its network if it is a teacher.
 
@@ -88,8 +113,10 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
         return Start(Denoiser.from_config(profile.network(run)), [], None)
     if not config.teacher:
         raise ValueError(f"teacher must be named with objective {config.objective}; got ''")
-    weights = {name: download.require_file(name) for name in config.backbones
-               if name not in profile.classifiers}
+    weights = {
+        name: download.require_file(name)
+        for name in config.backbones if name not in profile.classifiers
+    }
     lpips = config.distillation and config.distance == "lpips"
     distance = Lpips(download.require_file(LPIPS)) if lpips else None
     if config.teacher in profile.runs:
@@ -98,8 +125,11 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
         teacher = download.require_file(config.teacher)
     else:
         teacher = checkpoint.locate(config.teacher)
-    backbones = [TimmBackbone(name, weights[name], config.d_image_size) if name in weights else
-                 load_backbone(profile, name, find(name)) for name in config.backbones]
+    backbones = [
+        TimmBackbone(name, weights[name], config.d_image_size)
+        if name in weights else load_backbone(profile, name, find(name))
+        for name in config.backbones
+    ]
     return Start(checkpoint.load(teacher), backbones, distance)
 
 

@@ -100,10 +100,12 @@ def init_state(config: TrainConfig, start: Denoiser, backbones: Sequence[Backbon
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             widths = dict(zip(config.d_head_sizes, config.d_head_widths, strict=True))
-            discriminator = ProjectedDiscriminator(
-                backbones, channels=config.d_channels, head_widths=widths,
-                label_dim=start.label_dim, norm_images=config.d_batch_norm_images)
-        state.discriminator = engine.to_device(discriminator.train().to(start.dtype))
+            discriminator = ProjectedDiscriminator(backbones, channels=config.d_channels,
+                                                   head_widths=widths, label_dim=start.label_dim,
+                                                   norm_images=config.d_batch_norm_images)
+        if start.dtype != torch.float32:  # tests compute in float64
+            discriminator.to(start.dtype)
+        state.discriminator = engine.to_device(discriminator.train())
         # R1 adds a step per interval, so lr and betas shrink alike (Karras et al. 2020, appendix B)
         lazy = _lazy(config)
         heads = [p for p in discriminator.parameters() if p.requires_grad]
@@ -153,7 +155,8 @@ def models_of(state: TrainState, teacher: Denoiser, backbones: Sequence[Backbone
             distance = partial(tap_distance, engine.to_device(backbones[0].eval()))
         if distance is None:
             raise ValueError(
-                f"objective {config.objective} needs distance {config.distance}; none was handed in")
+                f"objective {config.objective} needs distance {config.distance}; none was handed in"
+            )
         distance = engine.to_device(distance) if isinstance(distance, nn.Module) else distance
         teacher = engine.to_device(teacher.eval())
         distillation = losses.Distillation(generator, teacher, distance, config.cd_steps)
@@ -326,8 +329,8 @@ def draw_batch(state: TrainState, dataset: Images) -> Batch:
     if network.label_dim and dataset.labels is not None:
         labels = dataset.labels[picked[share]].to(state.engine.device)
     drawn = real, *(tensor[share] for tensor in (*noise, sigma, uniform))
-    real, latents, d_latents, added, sigma, uniform = (
-        x.to(state.engine.device, network.dtype) for x in drawn)
+    real, latents, d_latents, added, sigma, uniform = (x.to(state.engine.device, network.dtype)
+                                                       for x in drawn)
     return Batch(real, labels, latents, d_latents, added, sigma, uniform)
 
 

@@ -24,6 +24,7 @@ from gdd.weights import zoo
 from gdd.weights.edm_pickle import read_network
 
 FORMAT = "gdd-1"
+SUFFIXES = (".safetensors", ".pkl", ".pickle")  # of network files
 
 
 def weights_digest(module: torch.nn.Module) -> str:
@@ -35,8 +36,8 @@ def weights_digest(module: torch.nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
-                                                                                     Any]) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor],
+                  metadata: Mapping[str, Any]) -> None:
     """Tensors and JSON-able metadata as one safetensors file."""
     # one entry: safetensors writes several in no set order, and equal runs make equal files
     text = json.dumps(metadata)
@@ -61,10 +62,8 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`(tensors, metadata)` of a file of ours; errors as `read_metadata`."""
     with _open(path) as file:
-        return {
-            name: file.get_tensor(name)
-            for name in file.keys()
-        }, _metadata(file, path)  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, _metadata(file, path)
 
 
 def _open(path: Path | str):
@@ -73,8 +72,8 @@ def _open(path: Path | str):
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a safetensors checkpoint but {_kind(head)} ({error})") from None
+        kind = f"is not a safetensors checkpoint but {_kind(head)}"
+        raise ValueError(f"{path} {kind} ({error})") from None
 
 
 def _head(path: Path) -> bytes:
@@ -91,7 +90,8 @@ def _kind(head: bytes) -> str:
     if head.startswith(b"\x80"):
         return "a pickle"
     if head.startswith(b"PK"):
-        return "a zip archive, perhaps of torch.save, which is not opened here; give the network pickle"
+        return ("a zip archive, perhaps of torch.save, which is not opened here; give the network "
+                "pickle")
     if head.isascii() and all(chr(byte).isprintable() or chr(byte).isspace() for byte in head):
         return "a text file"
     return "a damaged or foreign file"
@@ -118,21 +118,16 @@ def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | No
     tensors = {name: tensor.to(dtype) for name, tensor in denoiser.state_dict().items()}
     if base is not None:
         kept, _ = read_tensors(base)
-        tensors = {
-            name: tensor
-            for name, tensor in tensors.items() if not torch.equal(tensor.cpu(), kept[name])
-        }
+        tensors = {key: x for key, x in tensors.items() if not torch.equal(x.cpu(), kept[key])}
         metadata |= {"base": Path(base).name, "base_digest": digest(base)}
-    write_tensors(path, tensors, {
-        "network": _plain(denoiser.config),
-        "epsilon": denoiser.epsilon
-    } | metadata)
+    described = {"network": _plain(denoiser.config), "epsilon": denoiser.epsilon}
+    write_tensors(path, tensors, described | metadata)
 
 
 def load(path: Path | str) -> Denoiser:
-    """The denoiser of a run file, or of an EDM, GDD or D2O network pickle: float32, frozen, in eval
-    mode."""
-    return load_with_metadata(path)[0]
+    """The denoiser of a run file, of a shipped run by its name, or of an EDM, GDD or D2O network
+    pickle: float32, frozen, in eval mode."""
+    return load_with_metadata(locate(path))[0]
 
 
 def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
@@ -142,10 +137,18 @@ def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
     return _build(path, tensors, metadata), metadata
 
 
-def locate(spec: Path | str) -> Path:
-    """The file at a path, or shipped under a name such as gdd-i. Raises FileNotFoundError with the
-    nearest names."""
-    return Path(spec) if Path(spec).exists() or Path(spec).suffix else zoo.path(str(spec))
+def locate(name: Path | str) -> Path:
+    """The file at a path, or shipped under a name such as gdd-i, whatever folder is called so.
+    Raises FileNotFoundError with the nearest names."""
+    path = Path(name)
+    if path.is_file() or path.suffix in SUFFIXES:
+        return path
+    try:
+        return zoo.path(str(name))
+    except FileNotFoundError:
+        if path.exists():
+            return path
+        raise
 
 
 def sampler_of(denoiser: Denoiser, metadata: Mapping[str, Any]) -> str:
@@ -169,24 +172,16 @@ def convert(source: Path | str, target: Path | str) -> Denoiser:
     tensors, metadata = _read(source)
     denoiser = _build(source, tensors, metadata)
     kept = {key: value for key, value in metadata.items() if not key.startswith("base")}
-    provenance = {
-        "network": _plain(denoiser.config),
-        "source": {
-            "file": source.name,
-            "digest": digest(source)
-        }
-    }
-    write_tensors(target, {
-        name: tensor.clone()
-        for name, tensor in tensors.items()
-    }, kept | provenance)
+    origin = {"file": source.name, "digest": digest(source)}
+    write_tensors(target, {name: tensor.clone() for name, tensor in tensors.items()},
+                  kept | {"network": _plain(denoiser.config), "source": origin})
     return denoiser
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a network file of either format, with what its `base` holds."""
     head = _head(path)
-    pickled = head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle")
+    pickled = head[:1] == b"\x80" or path.suffix in SUFFIXES[1:]
     # safetensors begins with its header's length, which may look alike
     if head and pickled and head[4:9] != b"\0\0\0\0{":
         return read_network(path)
@@ -196,15 +191,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if "base" in metadata:
         base, wanted = path.with_name(str(metadata["base"])), metadata.get("base_digest")
         if not base.is_file() or digest(base) != wanted:
-            raise ValueError(
-                f"{path} needs {base} with digest {wanted} beside it; it is missing or another file"
-            )
+            raise ValueError(f"{path} needs {base} with digest {wanted} beside it; it is missing "
+                             "or another file")
         tensors = read_tensors(base)[0] | tensors
     return tensors, metadata
 
 
-def _build(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str,
-                                                                              Any]) -> Denoiser:
+def _build(path: Path | str, tensors: Mapping[str, Tensor],
+           metadata: Mapping[str, Any]) -> Denoiser:
     """The denoiser that `metadata` describes, with copies of `tensors`; what a file claims is held
     against what it has."""
     epsilon = metadata.get("epsilon", 0.0)
@@ -220,9 +214,8 @@ def _build(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[st
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()))
-        raise ValueError(
-            f"{path} does not fit its own config: {len(odd)} tensors differ, first {odd[0][0]} {list(odd[0][1])}"
-        )
+        raise ValueError(f"{path} does not fit its own config: {len(odd)} tensors differ, "
+                         f"first {odd[0][0]} {list(odd[0][1])}")
     weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise ValueError(

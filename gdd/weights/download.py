@@ -14,16 +14,14 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from gdd.profiles import require
 from gdd.profiles.paper import CHECKPOINTS, DEIT, LITE, LPIPS, TEACHERS, VGG
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 STATISTICS = ("cifar10-32x32", "afhqv2-64x64", "ffhq-64x64", "imagenet-64x64")
 TIMM = "https://huggingface.co/timm"
 ADDRESSES = {
-    **{
-        name: f"{EDM}/pretrained/{name}.pkl"
-        for name in TEACHERS
-    },
+    **{name: f"{EDM}/pretrained/{name}.pkl" for name in TEACHERS},
     **{name: f"{EDM}/fid-refs/{name}.npz" for name in STATISTICS},
     VGG: f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors",
     LPIPS: f"{TIMM}/vgg16.tv_in1k/resolve/main/model.safetensors",
@@ -39,10 +37,8 @@ def expected_path(name: str, folder: Path = CHECKPOINTS) -> Path:
 
 
 def address(name: str) -> str:
-    """The public address of a file. Raises ValueError listing the names there are."""
-    if name not in ADDRESSES:
-        raise ValueError(f"name must be one of {', '.join(ADDRESSES)}; got {name!r}")
-    return ADDRESSES[name]
+    """The public address of a file. Raises ValueError with the nearest names."""
+    return require(name, ADDRESSES, "name")
 
 
 def require_file(name: str, folder: Path = CHECKPOINTS) -> Path:
@@ -52,9 +48,8 @@ def require_file(name: str, folder: Path = CHECKPOINTS) -> Path:
     for path in (expected.with_suffix(".safetensors"), expected):
         if path.is_file():
             return path
-    raise FileNotFoundError(
-        f"{expected} is not there; `python -m gdd download {name}` fetches it from {address(name)}, or put it there yourself"
-    )
+    raise FileNotFoundError(f"{expected} is not there; `python -m gdd download {name}` fetches it "
+                            f"from {address(name)}, or put it there yourself")
 
 
 def download(name: str, *, folder: Path = CHECKPOINTS, sha256: str = "",
@@ -118,8 +113,8 @@ def _fetch(url: str, partial: Path) -> None:
             ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise ConnectionError(
-            f"cannot fetch {url}: {reason}; the same command goes on where it stopped, or put the file at "
-            f"{partial.with_suffix('')} yourself") from None
+            f"cannot fetch {url}: {reason}; the same command goes on where it stopped, or put the "
+            f"file at {partial.with_suffix('')} yourself") from None
     except OSError as error:
         raise OSError(f"cannot write {partial}: {error.strerror or error}") from None
 

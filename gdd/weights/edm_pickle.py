@@ -1,10 +1,9 @@
-"""Quarantine: NVIDIA's network pickles (EDM, GDD, D2O) and CIFAR-10's batches, read without running
-anything they carry.
+"""Quarantine: NVIDIA's network pickles (EDM, GDD, D2O), read without running anything they carry.
 
 A network file is a pickled dict with an `ema` entry: a "persistent object" that names its class,
 holds that class's whole source text, which the official loader executes, and the module's
 `__dict__`. Here the source is skipped, the attributes are read as data, and the result is what
-`gdd.checkpoint` reads from its own files: tensors and a config. This is the only module that gives
+`checkpoint` reads from its own files: tensors and a config. This is the only module that gives
 bytes to an unpickler, torch's own with `weights_only=True`, for the storages.
 """
 
@@ -13,14 +12,13 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gdd.denoiser import GENERATOR_EPSILON, PRECOND_ARGUMENTS
-from gdd.weights.unpickle import Name, Record, RefusedError, opcodes, read
+from gdd.weights.unpickle import Names, Record, RefusedError, opcodes, read
 
 EPSILONS = {"EDMPrecond": 0.0, "GDDPrecond": GENERATOR_EPSILON, "D2OPrecond": GENERATOR_EPSILON}
 _DAMAGE = (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
@@ -44,7 +42,7 @@ def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     with path.open("rb") as file:
         try:
-            content = read(file, _Names(path.stat().st_size).resolve)
+            content = read(file, _Names(path.stat().st_size))
             entry, network = _network(content)
             tensors, metadata = dict(_tensors(network, "", set())), _metadata(network)
         except ValueError as error:
@@ -54,87 +52,26 @@ def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata | {"weights": "EMA" if entry == "ema" else "raw"}
 
 
-def read_cifar_batch(file: BinaryIO, size: int) -> tuple[np.ndarray, list[int]]:
-    """One of CIFAR-10's python batches of `size` bytes: uint8 images (N,3,32,32) and their classes.
-    Raises ValueError."""
-    content = read(file, _Names(size).resolve)
-    if not isinstance(content, dict) or not {"data", "labels"} <= content.keys():
-        raise ValueError("is no CIFAR-10 batch: it has no data and labels")
-    try:
-        images, labels = _array(content["data"]), content["labels"]
-    except (ValueError, *_DAMAGE) as error:
-        raise ValueError(f"is no CIFAR-10 batch: {error}") from None
-    if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8 or not isinstance(
-            labels, list):
-        raise ValueError(f"is no CIFAR-10 batch: its data are {images.dtype} {list(images.shape)}")
-    if len(labels) != len(images) or not all(
-            type(label) is int and 0 <= label < 10 for label in labels):
-        raise ValueError(
-            f"is no CIFAR-10 batch: {len(labels)} labels for {len(images)} images, or not in 0..9")
-    return images.reshape(-1, 3, 32, 32), labels
-
-
-class _Names:
-    """What a name in the file stands for. `budget` bytes bound what copies may take, so that no
-    object is multiplied."""
+class _Names(Names):
+    """The names of a network file: what every pickle may ask for, and torch's."""
 
     def __init__(self, budget: int):
-        # protocol 2 writes bytes as text, so an honest file passes through here twice
-        self.budget = 3 * budget + 4096
-        self.functions: dict[str, Callable[..., Any]] = {
+        super().__init__(budget)
+        self.functions |= {
             "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
-            "dnnlib.util.EasyDict": _new_dict,
-            "collections.OrderedDict": _new_dict,
-            "builtins.set": self.to_set,
-            "__builtin__.set": self.to_set,
-            "builtins.object": lambda: Record("object"),
-            "__builtin__.object": lambda: Record("object"),
-            "copyreg._reconstructor": self.reconstruct,
-            "copy_reg._reconstructor": self.reconstruct,
-            "_codecs.encode": self.encode,
+            "dnnlib.util.EasyDict": lambda: {},
             "torch.storage._load_from_bytes": self.storage,
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "torch.Size": lambda *args: Record("torch.Size", args),
             "torch.device": lambda *args: Record("torch.device", args),
-            "numpy.dtype": lambda *args: Record("numpy.dtype", args),
-            "numpy.ndarray": lambda *args: Record("numpy.ndarray", args),
         }
-        for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
-            self.functions[f"{core}.multiarray._reconstruct"] = lambda *_: Record("numpy.ndarray")
-            self.functions[f"{core}.multiarray.scalar"] = _scalar
-            self.functions[f"{core}.numeric._frombuffer"] = lambda *args: Record(
-                "numpy.ndarray", args)
 
     def resolve(self, name: str) -> Callable[..., Any] | None:
         if _INERT.fullmatch(name):
             return lambda *args: Record(name, args)
-        return self.functions.get(name)
-
-    def spend(self, size: int) -> None:
-        self.budget -= size
-        if self.budget < 0:
-            raise RefusedError(
-                "unpacks to more than the file holds; refused, nothing of it was run")
-
-    def to_set(self, items: list[Any] | None = None) -> set[Any]:
-        self.spend(16 * len(items or ()))
-        if not all(type(item) in (str, int) for item in items or ()):
-            raise ValueError("a set of other things than names")
-        return set(items or ())
-
-    def encode(self, text: str, encoding: str = "latin1") -> bytes:
-        self.spend(len(text))
-        if encoding not in ("latin1", "latin-1"):
-            raise ValueError(f"bytes in encoding {encoding!r}")
-        return text.encode("latin-1")
-
-    def reconstruct(self, kind: Name, base: Name, state: Any) -> Any:
-        function = self.resolve(kind.full)
-        if function is None or state is not None:
-            raise ValueError(f"{kind.full} over {base.full}")
-        return function()
+        return super().resolve(name)
 
     def storage(self, content: bytes) -> Tensor:
         """A storage as a flat tensor; its header is held against its length before torch is asked
@@ -149,26 +86,20 @@ class _Names:
             for opcode, arg, _ in opcodes(header):
                 count += 1
                 if opcode.name == "GLOBAL" and not re.fullmatch(r"torch \w+Storage", arg):
-                    raise RefusedError(
-                        f"asks for {arg.replace(' ', '.')} inside a storage; refused, nothing of it was run"
-                    )
+                    raise RefusedError(f"asks for {arg.replace(' ', '.')} inside a storage; "
+                                       "refused, nothing of it was run")
                 if count > _STORAGE_HEADER_OPCODES or (part and type(arg) is int
                                                        and not 0 <= arg <= max(len(content), 1001)):
                     raise RefusedError("declares a storage larger than it is; refused")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore",
-                    UserWarning)  # typed storages are deprecated, and what these files hold
+                # typed storages are deprecated, and what these files hold
+                warnings.simplefilter("ignore", UserWarning)
                 storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
                 return torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
         # whatever a hostile storage makes torch raise, it is this file's fault
         except Exception as error:
             raise ValueError(f"a storage torch cannot read: {str(error).splitlines()[0]}") from None
-
-
-def _new_dict() -> dict[Any, Any]:
-    return {}
 
 
 def _persistent(meta: dict[str, Any]) -> Record:
@@ -193,46 +124,18 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     return tensor
 
 
-def _scalar(dtype: Record, content: bytes) -> int | float | bool:
-    return np.frombuffer(content, _dtype(dtype), count=1)[0].item()
-
-
-def _dtype(record: Record) -> np.dtype:
-    code = record.args[0] if record.kind == "numpy.dtype" and record.args else None
-    if type(code) is not str or not re.fullmatch(r"[biuf][1248]", code):
-        raise ValueError(f"numpy data of type {code!r}")
-    big = isinstance(record.state, tuple) and len(record.state) > 1 and record.state[1] == ">"
-    return np.dtype(f"{'>' if big else '<'}{code}")
-
-
-def _array(record: Any) -> np.ndarray:
-    """The array in a numpy record: shape, type, order and bytes, from either of numpy's two ways to
-    pickle."""
-    if not isinstance(record, Record) or record.kind != "numpy.ndarray":
-        raise ValueError("a value that is not an array")
-    if record.state is not None:
-        _, shape, dtype, fortran, content = record.state
-    else:
-        content, dtype, shape, order = record.args
-        fortran = order == "F"
-    content = content.encode("latin-1") if type(content) is str else content  # as Python 2 wrote it
-    return np.frombuffer(content, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
-
-
 def _network(content: Any) -> tuple[str, Record]:
     if not isinstance(content, dict):
-        raise ValueError(
-            f"is a pickled {type(content).__name__}, not a network file with an entry ema")
+        kind = type(content).__name__
+        raise ValueError(f"is a pickled {kind}, not a network file with an entry ema")
     for entry in ("ema", "net"):
         found = content.get(entry)
         if isinstance(found, Record) and isinstance(found.state, dict):
             if found.kind not in EPSILONS:
                 raise ValueError(f"holds a {found.kind}; read are {', '.join(EPSILONS)}")
             return entry, found
-    raise ValueError(
-        f"has no network under ema or net; it holds {', '.join(map(str, content)) or 'nothing'}"[:
-                                                                                                 300]
-    )
+    listed = ", ".join(map(str, content)) or "nothing"
+    raise ValueError(f"has no network under ema or net; it holds {listed[:250]}")
 
 
 def _metadata(network: Record) -> dict[str, Any]:
@@ -244,19 +147,13 @@ def _metadata(network: Record) -> dict[str, Any]:
             kwargs, dict) or len(args) > len(_PRECOND_POSITIONS):
         raise ValueError(f"holds a {network.kind} without a record of its arguments")
     config = dict(zip(_PRECOND_POSITIONS, args, strict=False)) | kwargs
-    config |= {
-        name: state[name]
-        for name in _PRECOND_POSITIONS if name in state and name != "model_type"
-    }
+    config |= {name: state[name] for name in _PRECOND_POSITIONS[:-1] if name in state}
     for name, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
         if type(name) is not str or not all(
                 type(v) in (str, int, float, bool, type(None)) for v in values):
             raise ValueError(f"has a network argument {name} that is no plain value")
-    config = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in config.items()
-    }
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
     epsilon = state.get("eps", EPSILONS[network.kind]) if EPSILONS[network.kind] else 0.0
     if type(epsilon) is not float:
         raise ValueError(f"has an eps that is no number: {epsilon!r}")

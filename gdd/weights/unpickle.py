@@ -10,12 +10,16 @@ the file has before memory is asked for.
 import io
 import os
 import pickletools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import numpy as np
+
 MAX_OPCODES = 1_000_000  # public EDM files have some 50,000
 MAX_NAME = 1_000
+_UNTOUCHED = "refused, nothing of the file was run"
 _KEYS = (str, int, float, bool, bytes, type(None))  # hashing deep tuples can overflow the C stack
 
 
@@ -38,17 +42,86 @@ class Record:
     items: dict = field(default_factory=dict)
 
 
-Resolve = Callable[[str], Callable[..., Any] | None]
+class Names:
+    """What a name in a file stands for: plain containers, and numpy's arrays as `Record`s. `budget`
+    bytes bound what copies may take, so that no object is multiplied."""
+
+    def __init__(self, budget: int):
+        # protocol 2 writes bytes as text, so an honest file passes through here twice
+        self.budget = 3 * budget + 4096
+        self.functions: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": lambda: {},
+            "_codecs.encode": self.encode,
+            "numpy.dtype": lambda *args: Record("numpy.dtype", args),
+            "numpy.ndarray": lambda *args: Record("numpy.ndarray", args),
+        }
+        for builtins, copyreg in (("builtins", "copyreg"), ("__builtin__", "copy_reg")):
+            self.functions[f"{builtins}.set"] = self.to_set
+            self.functions[f"{builtins}.object"] = lambda: Record("object")
+            self.functions[f"{copyreg}._reconstructor"] = self.reconstruct
+        for core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+            self.functions[f"{core}.multiarray._reconstruct"] = lambda *_: Record("numpy.ndarray")
+            self.functions[f"{core}.multiarray.scalar"] = _scalar
+            self.functions[f"{core}.numeric._frombuffer"] = self.functions["numpy.ndarray"]
+
+    def resolve(self, name: str) -> Callable[..., Any] | None:
+        """The function that stands for a name, or None to refuse it."""
+        return self.functions.get(name)
+
+    def spend(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise RefusedError(f"unpacks to more than the file holds; {_UNTOUCHED}")
+
+    def to_set(self, items: list[Any] | None = None) -> set[Any]:
+        self.spend(16 * len(items or ()))
+        if not all(type(item) in (str, int) for item in items or ()):
+            raise ValueError("a set of other things than names")
+        return set(items or ())
+
+    def encode(self, text: str, encoding: str = "latin1") -> bytes:
+        self.spend(len(text))
+        if encoding not in ("latin1", "latin-1"):
+            raise ValueError(f"bytes in encoding {encoding!r}")
+        return text.encode("latin-1")
+
+    def reconstruct(self, kind: Name, base: Name, state: Any) -> Any:
+        function = self.resolve(kind.full)
+        if function is None or state is not None:
+            raise ValueError(f"{kind.full} over {base.full}")
+        return function()
 
 
-def read(file: BinaryIO, resolve: Resolve) -> Any:
+def array(record: Any) -> np.ndarray:
+    """The array in a numpy record: shape, type, order and bytes, from either of numpy's two ways to
+    pickle."""
+    if not isinstance(record, Record) or record.kind != "numpy.ndarray":
+        raise ValueError("a value that is not an array")
+    if record.state is not None:
+        _, shape, dtype, fortran, content = record.state
+    else:
+        content, dtype, shape, order = record.args
+        fortran = order == "F"
+    content = content.encode("latin-1") if type(content) is str else content  # as Python 2 wrote it
+    return np.frombuffer(content, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+
+
+def _scalar(dtype: Record, content: bytes) -> int | float | bool:
+    return np.frombuffer(content, _dtype(dtype), count=1)[0].item()
+
+
+def _dtype(record: Record) -> np.dtype:
+    code = record.args[0] if record.kind == "numpy.dtype" and record.args else None
+    if type(code) is not str or not re.fullmatch(r"[biuf][1248]", code):
+        raise ValueError(f"numpy data of type {code!r}")
+    big = isinstance(record.state, tuple) and len(record.state) > 1 and record.state[1] == ">"
+    return np.dtype(f"{'>' if big else '<'}{code}")
+
+
+def read(file: BinaryIO, names: Names) -> Any:
     """The first pickle in `file`, protocols 2 to 5, as dicts, lists, tuples, sets, plain values and
-    `Record`s.
-
-    `resolve(name)` gives the function that stands for a name, or None to refuse it. Raises
-    ValueError saying what and where.
-    """
-    machine = _Machine(resolve)
+    `Record`s. Raises ValueError saying what is wrong and where."""
+    machine = _Machine(names.resolve)
     position: int | None = 0
     opcode = None
     try:
@@ -102,9 +175,15 @@ class _Bounded(io.RawIOBase):
         return self.file.tell() - self.start
 
 
+_VALUES = frozenset("""
+    BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
+    SHORT_BINBYTES BINBYTES8 BYTEARRAY8 BINSTRING SHORT_BINSTRING INT LONG FLOAT STRING UNICODE
+""".split())
+
+
 class _Machine:
 
-    def __init__(self, resolve: Resolve):
+    def __init__(self, resolve: Callable[[str], Callable[..., Any] | None]):
         self.resolve = resolve
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -121,19 +200,11 @@ class _Machine:
                 pass
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
-            case ("BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE"
-                  | "SHORT_BINUNICODE" | "BINUNICODE8"
-                  | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8" | "BINSTRING"
-                  | "SHORT_BINSTRING"
-                  | "INT" | "LONG" | "FLOAT" | "STRING" | "UNICODE"):
+            case _ if opcode in _VALUES:
                 stack.append(arg)
             case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT" | "EMPTY_SET":
-                stack.append({
-                    "EMPTY_LIST": list,
-                    "EMPTY_TUPLE": tuple,
-                    "EMPTY_DICT": dict,
-                    "EMPTY_SET": set
-                }[opcode]())
+                kinds = {"LIST": list, "TUPLE": tuple, "DICT": dict, "SET": set}
+                stack.append(kinds[opcode.removeprefix("EMPTY_")]())
             case "MARK":
                 self.marks.append(len(stack))
             case "POP":
@@ -190,14 +261,11 @@ class _Machine:
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
                 if not isinstance(target, Record) or target.state is not None:
-                    raise RefusedError(
-                        f"sets the state of {_describe(target)}; refused, nothing of the file was run"
-                    )
+                    raise RefusedError(f"sets the state of {_describe(target)}; {_UNTOUCHED}")
                 target.state = state
             case _:
                 raise RefusedError(
-                    f"uses pickle opcode {opcode}, which no checkpoint needs; refused, nothing of the file was run"
-                )
+                    f"uses pickle opcode {opcode}, which no checkpoint needs; {_UNTOUCHED}")
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -207,8 +275,7 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise RefusedError(
-                f"adds items to {_describe(self.stack[-1])}; refused, nothing of the file was run")
+            raise RefusedError(f"adds items to {_describe(self.stack[-1])}; {_UNTOUCHED}")
         return self.stack[-1]
 
     def set_items(self, items: list[Any]) -> None:
@@ -218,14 +285,13 @@ class _Machine:
     def name(self, module: Any, name: Any) -> Name:
         full = f"{module}.{name}"[:MAX_NAME]
         if type(module) is not str or type(name) is not str or self.resolve(full) is None:
-            raise RefusedError(
-                f"asks for {full}, which is not on the list of what a file may name; refused, nothing of it was run"
-            )
+            raise RefusedError(f"asks for {full}, which is not on the list of what a file may "
+                               "name; refused, nothing of it was run")
         return Name(full)
 
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Name) or type(args) is not tuple:
-            raise RefusedError(f"calls {_describe(function)}; refused, nothing of the file was run")
+            raise RefusedError(f"calls {_describe(function)}; {_UNTOUCHED}")
         known = self.resolve(function.full)
         assert known is not None, function
         return known(*args)
@@ -233,8 +299,7 @@ class _Machine:
 
 def _key(value: Any) -> Any:
     if type(value) not in _KEYS:
-        raise RefusedError(
-            f"uses {_describe(value)} as a key; refused, nothing of the file was run")
+        raise RefusedError(f"uses {_describe(value)} as a key; {_UNTOUCHED}")
     return value
 
 

@@ -1,5 +1,5 @@
-"""The paper's profiles: METHOD's table and measured sizes, and each one's whole path at full size
-on a few pictures."""
+"""The paper's profiles: METHOD's table and measured sizes, and each one's whole path on a few
+pictures, with its own discriminator and a UNet of its kind."""
 
 import pickle
 from dataclasses import replace
@@ -13,15 +13,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gdd import __main__ as commands
-from gdd.config import Hardware, Keep
 from gdd.data.images import open_images
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
-from gdd.profiles import PAPER, TEACHERS, preset
+from gdd.profiles import preset, profiles
+from gdd.profiles.paper import DEIT, LITE, TEACHERS, VGG
 from gdd.sampling import generate
+from gdd.training.command import Train, parse, train
 from gdd.training.run import run
 from gdd.weights import checkpoint
-from gdd.weights.download import place
+from gdd.weights.download import expected_path
 
 # METHOD section 5: batch, lr, d_lr, EMA half-life in M, images in M
 TABLE = {
@@ -29,26 +30,32 @@ TABLE = {
     "cifar10-cond": (256, 1e-4, 1e-4, 0.5, 5),
     "afhqv2": (256, 2e-5, 4e-5, 0.5, 10),
     "ffhq": (256, 2e-5, 4e-5, 0.5, 10),
-    "imagenet64": (512, 8e-6, 4e-5, 50, 10),
-}
+    "imagenet64": (512, 8e-6, 4e-5, 50, 10), }
+
+PAPER = [name for name in profiles() if name in TABLE]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", TABLE)
 def test_profiles_are_the_papers_table(name):
-    found, profile = preset(f"{name}-gdd-i"), PAPER[name]
-    config = found.config
+    profile, run = preset(f"{name}-gdd-i")
+    config = profile.config(run)
     numbers = (config.batch_size, config.lr, config.d_lr, config.ema_halflife_images / 1e6,
                config.total_images / 1e6)
     assert numbers == TABLE[name]
     assert (config.betas, config.r1_gamma, config.r1_interval, config.seed,
             config.freeze) == ((0, 0.99), 1e-4, 16, 42, "gdd-i")
-    assert (found.teacher, found.network, found.backbones) == (profile.teacher, profile.network,
-                                                               profile.backbones)
-    assert (config.d_batch_norm_images, config.precision) == (32, "bf16")
-    assert profile.backbones == ("vgg16_bn" if "cifar" in name else
-                                 "deit_base_distilled_patch16_224", "tf_efficientnet_lite0")
-    assert preset(f"{name}-d2o-f") == found
-    assert preset(f"{name}-d2o").config == replace(config, freeze="none")
+    assert (config.ema_rampup, config.gan_loss, config.d_image_size) == (0.05, "non-saturating",
+                                                                         224)
+    assert profile.network(run) == TEACHERS[config.teacher].network == profile.networks[
+        config.teacher]
+    assert (config.precision, config.reuse_fakes, config.reduction) == ("bf16", False, "sum")
+    # so many images make a sum and share a BatchNorm: a process's, in the official command
+    assert config.d_batch_norm_images == (128 if name == "imagenet64" else 64)
+    assert config.backbones == (VGG if "cifar" in name else DEIT, LITE)
+    assert preset(f"{name}-d2o-f") == (profile, run)
+    assert profile.config(preset(f"{name}-d2o")[1]) == replace(config, freeze="none")
+    assert profile.config("cd").distance == profile.config("gdd+cd").distance == "lpips"
+    assert profile.config("gdd@7") == replace(config, freeze="none", seed=7)
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -68,8 +75,7 @@ def test_measured_sizes_are_methods():
         (56_400_643, 84.4),
         (62_761_091, 83.8),
         (62_761_091, 83.8),
-        (295_899_267, 78.8),
-    ]
+        (295_899_267, 78.8), ]
 
 
 def write_source(name, folder):
@@ -88,56 +94,60 @@ def write_source(name, folder):
         image = Image.fromarray(rng.integers(
             0, 256, size, np.uint8)).convert("L" if name == "imagenet64" and k == 2 else "RGB")
         image.save(folder / f"n{k:05d}" / "a.jpg")
-    return {
-        "resolution": 64
-    } | ({
-        "transform": "center-crop",
-        "rgb": True
-    } if name == "imagenet64" else {})
+    return {"resolution": 64
+            } | ({"transform": "center-crop", "rgb": True} if name == "imagenet64" else {})
 
 
 @pytest.fixture(scope="module")
 def backbone_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbones")
-    for name in {name for profile in PAPER.values() for name in profile.backbones}:
-        save_file(
-            timm.create_model(name, pretrained=False).state_dict(), folder / f"{name}.safetensors")
+    for name in (VGG, LITE, DEIT):
+        state = timm.create_model(name, pretrained=False).state_dict()
+        save_file(state, folder / f"{name}.safetensors")
     return folder
 
 
+def narrow(network):
+    """The UNet with a fraction of its channels: the same blocks, attention and names."""
+    return network | dict(model_channels=32, num_blocks=1, channel_mult_emb=2)
+
+
 @pytest.mark.slow
-# which differs from ffhq in its pictures only
-@pytest.mark.parametrize("name", [name for name in PAPER if name != "afhqv2"])
+# afhqv2 differs from ffhq in its pictures only, cifar10 from cifar10-cond in its labels
+@pytest.mark.parametrize("name", ["cifar10-cond", "ffhq", "imagenet64"])
 def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_files, capsys):
-    """Pictures to zip, pickle to teacher, a step of GDD-I with the profile's own networks, and
-    images from the result."""
+    """Pictures to zip, pickle to teacher, two steps of GDD-I and one of R1 with the profile's own
+    discriminator, and images from the result."""
     monkeypatch.chdir(tmp_path)
-    profile = PAPER[name]
-    source = tmp_path / "source"
-    commands.prepare(
-        commands.Prepare(source, tmp_path / profile.runs["gdd"].data, **write_source(name, source)))
-    teacher = place(profile.teacher)
+    profile, source = profiles()[name], tmp_path / "source"
+    run = profile.runs["gdd"]
+    commands.prepare(commands.Prepare(source, tmp_path / run.data, **write_source(name, source)))
+    teacher = expected_path(run.teacher)
     teacher.parent.mkdir()
-    for backbone in profile.backbones:
-        place(backbone).symlink_to(backbone_files / f"{backbone}.safetensors")
-    edm_files.write(teacher, Denoiser.from_config(TEACHERS[profile.teacher].network))
+    for backbone in run.backbones:
+        expected_path(backbone).symlink_to(backbone_files / f"{backbone}.safetensors")
+    network = Denoiser.from_config(narrow(TEACHERS[run.teacher].network) | dict(dropout=0.13))
+    edm_files.write(teacher, network)
     converted = teacher.with_suffix(".safetensors")
     commands.convert(commands.Convert(teacher, converted))
     teacher.unlink()
 
-    settings = ["total_images=2", "batch_size=2", "d_batch_norm_images=2", "precision=fp32"]
-    hardware, keep = Hardware(accelerator="cpu"), Keep(ticks=1)
-    commands.train(
-        commands.Train(tmp_path / "run", f"{name}-gdd-i", settings, keep=keep, hardware=hardware))
+    changes = [
+        "--total-images", "4", "--batch-size", "2", "--d-batch-norm-images", "2", "--r1-interval",
+        "1", "--ticks", "1", "--samples", "2", "--accelerator", "cpu", "--no-tensorboard",
+        "--folder",
+        str(tmp_path / "run")]
+    train(parse(Train, [f"{name}-gdd-i", *changes], "test"))
     generator, metadata = checkpoint.load_with_metadata(tmp_path / "run" / "final.safetensors")
     (images, ) = generate(generator, range(2), sampler="one-step")
-    frozen = TEACHERS[profile.teacher].frozen_percent
-    assert f"weights frozen ({frozen}%)" in capsys.readouterr().out
+    report = freeze(generator, "gdd-i")
+    assert f"weights frozen ({report.share:.1%})" in capsys.readouterr().out
     assert {"loss_g", "loss_d", "r1"} <= metadata["log"][0].keys()
+    assert metadata["train"]["precision"] == "bf16"
+    assert generator.config["dropout"] == 0
     assert images.shape == (2, 3, *[32 if "cifar" in name else 64] * 2)
     assert images.isfinite().all()
     before = checkpoint.read_tensors(converted)[0]
-    report = freeze(generator, "gdd-i")
     changed = {n for n, p in generator.named_parameters() if not torch.equal(p, before[n])}
     assert changed
     assert not changed & set(report.names)
@@ -146,7 +156,7 @@ def test_a_profile_runs_its_whole_path(name, tmp_path, monkeypatch, backbone_fil
 def test_a_class_conditional_run_needs_classes(tmp_path):
     network = dict(img_resolution=8, img_channels=1, label_dim=4, model_type="SongUNet",
                    model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[4])
-    config = replace(preset("smoke-teacher").config, total_images=64)
+    config = replace(profiles()["smoke"].config("teacher"), total_images=64)
     with pytest.raises(ValueError, match="data digits has 10 classes, the network expects 4"):
         run(tmp_path / "r", config, open_images("digits"), Denoiser.from_config(network))
 
@@ -157,5 +167,5 @@ def test_what_is_missing_says_where_it_comes_from(tmp_path, monkeypatch):
             FileNotFoundError,
             match=r"checkpoints/edm-ffhq-64x64-uncond-ve.pkl is not there; `python -m gdd download"
     ):
-        commands.train(commands.Train(tmp_path / "run", preset="ffhq-gdd"))
+        train(parse(Train, ["ffhq-gdd", "--folder", str(tmp_path / "run")], "test"))
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,136 @@
+"""What the figures command writes, where, and what it leaves alone."""
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+
+from analysis import figures, plots
+
+mpl.use("Agg")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_saved_figures_are_reproducible_files_with_four_digits(tmp_path):
+    for folder, off in (("a", 0.0), ("b", 1e-7)):  # as another processor would round
+        table = figures.rounded(pd.DataFrame({"x": [1.23456 + off, 2e-9], "n": [12345, 1]}))
+        figure, ax = plt.subplots()
+        ax.plot(table["x"])
+        figures.save_figure(figure, table, tmp_path / folder, "f")
+        plt.close(figure)
+    for kind in ("png", "pdf", "csv"):
+        assert (tmp_path / "a" / f"f.{kind}").read_bytes() == (tmp_path / "b" /
+                                                               f"f.{kind}").read_bytes()
+    assert (tmp_path / "a" / "f.csv").read_text() == "x,n\n1.235,12345\n2e-09,1\n"
+
+
+def test_only_the_committed_figures_parameters_write_to_its_folder(tmp_path):
+    usual = figures.FIGURES["fig03"].parameters
+    assert figures.output_folder("fig03", "desk", **usual) == figures.FIGURES_FOLDER / "desk"
+    explored = figures.output_folder("fig03", "desk", **usual | {"run": "gdd-i", "part": "../proj"})
+    assert explored.parent == figures.FIGURES_FOLDER / "desk" / "explore"
+    assert explored.name == "fig03_run-gdd-i_part-..-proj"
+    assert figures.output_folder("fig03", "desk", str(tmp_path), **usual) == tmp_path
+
+
+@pytest.mark.parametrize("key", figures.FIGURES)
+def test_notebooks_have_the_parameters_that_the_command_knows(key):
+    figure = figures.FIGURES[key]
+    notebook = nbformat.read(figures.notebook_path(figure.notebook), as_version=4)
+    (cell, ) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    found: dict = {}
+    exec(cell.source, found)  # literals only, as tests/test_structure.py asserts
+    found.pop("__builtins__")
+    assert found == {"profile": "desk", "output": ""} | dict(figure.parameters)
+
+
+def test_parameters_are_read_as_literals():
+    chosen = {"fig03": figures.FIGURES["fig03"]}
+    assert figures._parameters(["steps=9", "run=gdd-i"], chosen) == {"steps": 9, "run": "gdd-i"}
+    with pytest.raises(ValueError, match="name=value"):
+        figures._parameters(["steps"], chosen)
+    with pytest.raises(ValueError, match="parameter of fig03 must be one of .*did you mean steps"):
+        figures._parameters(["stepz=3"], chosen)
+
+
+@pytest.mark.slow
+def test_a_failed_execution_leaves_the_last_good_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    good = tmp_path / "smoke" / "notebooks" / "broken.ipynb"
+    good.parent.mkdir(parents=True)
+    good.write_text("the last good one")
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("profile = 'desk'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("1 / 0")])
+    source = tmp_path / "broken.ipynb"
+    nbformat.write(notebook, source)
+    monkeypatch.setattr(figures, "notebook_path", lambda name: source)
+    with pytest.raises(RuntimeError, match="broken failed in cell 3: ZeroDivisionError"):
+        figures.execute(figures.Figure("broken", (), {}), "smoke", {})
+    assert good.read_text() == "the last good one"
+    assert "ZeroDivisionError" in good.with_name("broken.failed.ipynb").read_text()
+
+
+def test_the_gallery_shows_a_folders_figures(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for name in ("fig02_rel_fid", "fig<"):
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    figures.write_gallery(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert '<img src="fig02_rel_fid.png"' in page
+    assert 'href="notebooks/fig02_rel_fid.ipynb"' in page
+    assert "fig&lt;.csv" in page
+
+
+def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
+    from gdd.profiles import profile
+    from gdd.training.start import digest
+
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    assert figures.read_seeds("desk").empty
+    (tmp_path / "desk").mkdir()
+    todays = digest(profile("desk"), "gdd@1")
+    rows = [("gdd", 1, todays, 1.0), ("gdd", 2, "another", 2.0), ("gdd-i", 1, todays, 3.0)]
+    table = pd.DataFrame(rows, columns=["run", "training_seed", "digest", "distance"])
+    table.to_csv(tmp_path / "desk" / "seeds.csv", index=False)
+    assert figures.read_seeds("desk")["distance"].tolist() == [1.0]
+
+
+def test_activation_plot_runs_from_red_to_blue_and_from_0_to_1():
+    rows = [(f"b{depth}", depth, step, 10.0 - step, depth + (step - 3)**2) for depth in range(4)
+            for step in range(6)]
+    columns = ["block", "depth", "step", "sigma", "value"]
+    lines = plots.plot_activations(pd.DataFrame(rows, columns=columns)).get_lines()
+    assert [line.get_label() for line in lines] == ["b0", "b1", "b2", "b3"]
+    assert all(line.get_ydata().min() == 0 and line.get_ydata().max() == 1 for line in lines)
+    first, last = (mpl.colors.to_rgb(line.get_color()) for line in (lines[0], lines[-1]))
+    assert first[0] > 0.7 > first[2]
+    assert last[2] > 0.6 > last[0]
+
+
+def test_bars_span_training_seeds_or_the_ranges_of_a_single_one():
+    rows = [("abs", 1.0, 0, 1.0), ("abs", 1.0, 0, 3.0), ("abs", 1.0, 1, 4.0), ("abs", 1.0, 1, 6.0),
+            ("abs", 2.0, 0, 1.0), ("abs", 2.0, 0, 5.0), ("rel", 2.0, 0, 2.0)]
+    table = pd.DataFrame(rows, columns=["kind", "x", "training_seed", "distance"])
+    ax = plots.plot_distances(table.assign(metric="FD9[x]"))
+    (points, _, (bars, )), (rel, *_) = ax.containers
+    assert points.get_ydata().tolist() == [3.5, 3.0]
+    spans = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert spans == [[2.0, 5.0], [1.0, 5.0]]  # means of two seeds; the ranges of one
+    assert rel.get_xdata()[0] > points.get_xdata()[1]  # a little apart
+    assert ax.get_ylabel() == "FD9[x]"
+
+
+def test_executed_notebooks_hold_no_path_of_the_machine():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert str(ROOT) not in json.dumps(json.loads(path.read_text()))

@@ -1,0 +1,64 @@
+"""Adding a data set is adding one file: a profile that nothing else knows goes through training,
+every notebook and the gallery, with further seeds, explored figures and the train command."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILE = ROOT / "tests" / "patches_profile.py"
+
+
+def command(*arguments, cwd, **variables):
+    done = subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=cwd, text=True,
+                          capture_output=True, check=False, env=os.environ | variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
+    names = {"PATCHES": str(tmp_path / "patches.zip"), "GDD_RUNS": str(tmp_path / "runs"),
+             "GDD_FIGURES": str(tmp_path / "figures")}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    import patches_profile
+
+    monkeypatch.setattr(patches_profile, "DATA", tmp_path / "patches.zip")
+    patches_profile.write_data()
+    shown = command("analysis.figures", "--profile", PROFILE, cwd=tmp_path)
+    assert re.search(r"trained gdd-i: 160 images in \d+ s, .*FD64\[judges\]", shown)
+    folder = tmp_path / "figures" / "patches"
+    figures = ("fig02_rel_fid", "fig03_activations", "fig04_consistency")
+    assert sorted(f.name for f in folder.iterdir()) == sorted(
+        ["index.html", "notebooks", *(f"{f}.{kind}" for f in figures for kind in ("csv", "pdf", "png"))])
+    table = pd.read_csv(folder / "fig03_activations.csv")
+    assert set(table["resolution"]) == {12, 6}
+    assert (table["n"] == 8).all()
+    assert set(pd.read_csv(folder / "fig02_rel_fid.csv")["metric"]) == {"FD64[judges]"}
+    for name in figures:
+        assert f"{name}.csv" in (folder / "index.html").read_text()
+        executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert "digits" not in str(executed)
+    before = {f: f.read_bytes() for f in folder.glob("*.*")}
+    explored = command("analysis.figures", "--profile", PROFILE, "--only", "fig03", "-p", "run=gdd-i",
+                       "-p", "statistic=rms", cwd=tmp_path)
+    assert "trained" not in explored
+    other = folder / "explore" / "fig03_run-gdd-i_statistic-rms"
+    assert sorted(f.name for f in other.iterdir()) == [
+        *(f"fig03_activations.{kind}" for kind in ("csv", "pdf", "png")), "index.html"]
+    assert {f: f.read_bytes() for f in folder.glob("*.*")} == before
+    command("analysis.figures", "--profile", PROFILE, "--seeds", cwd=tmp_path)
+    seeds = pd.read_csv(folder / "seeds.csv")
+    assert set(seeds["run"]) == {"gdd", "gdd-i", "cd", "cd-i", "gdd+cd", "k-step-1", "k-step-2",
+                                 "two-step-1"}
+    assert set(seeds["training_seed"]) == {1}
+    trained = command("gdd", "train", f"{PROFILE}-edm-cond", "--folder", tmp_path / "run",
+                      "--accelerator", "cpu", "--samples", "4", cwd=tmp_path)
+    assert "final.safetensors" in trained
