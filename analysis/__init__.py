@@ -5,6 +5,7 @@ for:
     distance = analysis.rel_fid("gdd-i", "teacher", analysis.extractor("digits"))
 """
 
+# ruff: noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

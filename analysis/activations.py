@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ADDRESS = re.compile(r"model\.(enc|dec)\.((\d+)x\d+_\w+)\.(\w+)")
 SIDES = {"enc": "encoder", "dec": "decoder"}
 PARTS = ("conv1", "proj")
-COLUMNS = ("model process side block part depth resolution sigma step statistic index value "
-           "n").split()
+COLUMNS = ["model", "process", "side", "block", "part", "depth", "resolution", "sigma", "step",
+           "statistic", "index", "value", "n"]  # yapf: disable
 
 
 def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
@@ -38,8 +38,7 @@ def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
         "rms": lambda x: x.square().mean(dim=(1, 2, 3)).sqrt()[:, None],
         "std": lambda x: x.flatten(1).std(dim=1)[:, None],
         "channel": lambda x: x.abs().mean(dim=(2, 3)),
-        "bands": band_energy,
-    }
+        "bands": band_energy, }
 
 
 def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(256),
@@ -132,7 +131,7 @@ class Activations:
     """A shipped run's name, such as gdd-i; a checkpoint of this project; or a network pickle of
     EDM or GDD; default: the profile's teacher."""
     profile: str = "desk"
-    """The data set by its name, desk, smoke, cifar10, ..., or a Python file that defines PROFILE."""
+    """desk, smoke, cifar10, ..., or a Python file that defines PROFILE."""
     data: str = ""
     """Real images to denoise: digits, a folder or a zip; default: what the checkpoint was trained
     on, else the profile's; none: only sampling."""
@@ -163,7 +162,7 @@ def main(args: Activations) -> None:
     from analysis.experiments import obtain
     from analysis.figures import FIGURES_FOLDER, rounded, save_figure
     from analysis.plots import paper_style, plot_activations_page
-    from gdd.data.images import BUNDLED, open_images, to_float
+    from gdd.data.images import open_images, to_float
     from gdd.sampling import to_device
     from gdd.training.start import missing_files
     from gdd.weights import checkpoint

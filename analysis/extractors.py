@@ -52,8 +52,8 @@ def default_extractors(shape: Sequence[int]) -> tuple[str, ...]:
 
 
 def evaluator(chosen: Profile, judge: features.Extractor, n: int, config: TrainConfig,
-              reference: str = "", cache: Path | None = None
-              ) -> tuple[str, Callable[[TrainState], dict[str, float]]]:
+              reference: str = "",
+              cache: Path | None = None) -> tuple[str, Callable[[TrainState], dict[str, float]]]:
     """The name of the distance to the data, over n images or as many as it has, and the function of
     a training state that measures it, of the EMA weights; a teacher's 35 calls per image are spent
     on its last tick only. `cache` keeps the reference's features between runs. Raises ValueError if

@@ -3,6 +3,8 @@
 Sizes are print sizes: a page is 7.0 in wide, text 7 or 8 pt.
 """
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +18,7 @@ PAGE = 7.0  # inches
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
 # lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
-KINDS: dict[str, dict[str, str]] = {
+KINDS: dict[str, Any] = {
     "abs": dict(color=COLORS["abs"], marker="o", linestyle="-"),
     "rel": dict(color=COLORS["rel"], marker="s", linestyle="-"),
     "rel, disjoint seeds": dict(color="#8a6fb0", marker="^", linestyle="--"), }
@@ -120,13 +122,16 @@ def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Columns images, distance, run, training_seed, metric, and source (log or live).
     """
     ax = ax or plt.gca()
-    palette, groups = sns.color_palette("colorblind"), table.groupby("run", sort=False)
-    for (run, rows), marker, color in zip(groups, "osD^v", palette, strict=False):
+    palette, groups = sns.color_palette("colorblind"), list(table.groupby("run", sort=False))
+    apart = table["images"].max() / 1000 * 0.025  # open symbols stand side by side
+    for place, ((run, rows), marker, color) in enumerate(zip(groups, "osD^v", palette,
+                                                             strict=False)):
         logged = rows[rows["source"] == "log"]
         ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
         means, span = _means(rows[rows["source"] == "live"], "images")
-        ax.errorbar(means.index / 1000, means, yerr=span, color=color, marker=marker, zorder=3,
-                    markerfacecolor="white", markersize=7, linestyle="none", capsize=2)
+        x = means.index / 1000 + apart * (place - (len(groups) - 1) / 2 + 1)
+        ax.errorbar(x, means, yerr=span, color=color, marker=marker, zorder=3, linestyle="none",
+                    markerfacecolor="white", markersize=6, capsize=2)
     ax.set(xlabel="training images (thousands)", ylabel=table["metric"].iloc[0])
     _log_axis(ax)
     return ax

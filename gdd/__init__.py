@@ -4,6 +4,7 @@
     for images in gdd.generate(generator, range(64), sampler="one-step"): ...
 """
 
+# ruff: noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

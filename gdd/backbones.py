@@ -40,7 +40,6 @@ class Backbone(nn.Module):
 class ClassifierBackbone(Backbone):
     """VGG-like classifier of small images (N,channels,R,R), four stages that halve R; the taps are
     their ends. It is for profiles that train their own; it never grades its own work."""
-
     def __init__(self, name: str, channels: int, resolution: int, classes: int,
                  tap_channels: Sequence[int] = (32, 64, 96, 128)):
         super().__init__()
@@ -99,8 +98,7 @@ class TimmBackbone(Backbone):
         else:  # VGG's last level is a pooling, which the paper leaves out
             modules = [self.network.get_submodule(level["module"]) for level in levels]
             self.taps = [
-                k for k, module in enumerate(modules) if not isinstance(module, nn.MaxPool2d)
-            ][-4:]
+                k for k, module in enumerate(modules) if not isinstance(module, nn.MaxPool2d)][-4:]
         self.tap_channels = [levels[k]["num_chs"] for k in self.taps]
         # the paper's, at 224 pixels 128, 64, 32, 16; VGG's maps are twice as large and keep theirs
         self.sizes = [image_size // reduction for reduction in (4, 8, 16, 32)]

@@ -22,6 +22,8 @@ def run_cli(arguments: Any, main: Callable[[Any], None],
     prog, words = f"python -m {name}", sys.argv[1:]
     try:
         main(parse(words, prog) if parse else tyro.cli(arguments, args=words, prog=prog))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         _fail(error, 2)
     except (RuntimeError, FloatingPointError) as error:

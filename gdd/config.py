@@ -71,7 +71,7 @@ class TrainConfig:
     """After so many steps R1, weighted by as many, makes one of its own (lazy regularisation)."""
     reduction: Literal["mean", "sum"] = "mean"
     """Of the adversarial losses: mean over the batch, or sum over d_batch_norm_images (the batch,
-    if that is 0), as the official code sums over a process's images; R1 and cd are means in both."""
+    if that is 0), as the official code sums over a process's images; R1, cd are means in both."""
     reuse_fakes: bool = False
     """Train the discriminator on the generator step's fakes, which saves a generator pass; else on
     fakes of other latents, drawn after the generator's update."""
@@ -95,7 +95,6 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the generator's UNet alone: float32, or autocast to bfloat16, or to float16 with scaled
     gradients. Backbones, heads, R1 and LPIPS are float32."""
-
     def __post_init__(self):
         for name, kind in get_type_hints(TrainConfig).items():
             _validate(name, getattr(self, name), kind)
@@ -154,7 +153,6 @@ class Hardware:
     compile: bool = False
     """torch.compile for the generator; while forward hooks listen it runs as it is, since compiled
     code skips them."""
-
     def validate(self) -> None:
         """Raise ValueError naming a field that is out of its range."""
         for name in ("devices", "nodes", "micro_batch_size"):
@@ -185,7 +183,6 @@ class Keep:
     """Steps that may be skipped, and returns that may be made, in one run."""
     allow_change: tuple[str, ...] = ()
     """Fields of the config in which a run may go on with other values than it was started with."""
-
     def validate(self) -> None:
         """Raise ValueError naming a field that is out of its range."""
         for name, least in (("ticks", 1), ("samples", 0), ("max_skips", 0)):

@@ -36,8 +36,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "resample_filter": (-1e6, 1e6),
     "sigma_data": (1e-6, 1e6),
     "dropout": (0, 1),
-    "label_dropout": (0, 1),
-}
+    "label_dropout": (0, 1), }
 # and their greatest lengths
 _LISTS = {"channel_mult": 16, "attn_resolutions": 16, "resample_filter": 64}
 _REALS = {"channel_mult", "resample_filter", "sigma_data", "dropout", "label_dropout"}
@@ -49,8 +48,7 @@ PRECOND_ARGUMENTS = {
     "sigma_min",
     "sigma_max",
     "sigma_data",
-    "model_type",
-}
+    "model_type", }
 
 
 def scalings(sigma: Tensor, sigma_data: float,
@@ -72,7 +70,6 @@ class Denoiser(nn.Module):
     `config` holds EDMPrecond's keyword arguments and rebuilds the same network by
     `Denoiser.from_config(config)`.
     """
-
     def __init__(self, model: nn.Module, config: Mapping[str, Any], *, epsilon: float = 0.0):
         super().__init__()
         self.model, self.config, self.epsilon = model, dict(config), epsilon
@@ -96,8 +93,8 @@ class Denoiser(nn.Module):
         if unknown := options.keys() - inspect.signature(network).parameters.keys():
             raise ValueError(f"{model_type} does not take {', '.join(sorted(unknown))}")
         channels = config["img_channels"]
-        model = network(config["img_resolution"], channels, channels,
-                        label_dim=config.get("label_dim", 0), **options)
+        model = network(config["img_resolution"], channels, channels, label_dim=config.get(
+            "label_dim", 0), **options)
         return cls(model, config, epsilon=epsilon)
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, *,

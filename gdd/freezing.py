@@ -17,12 +17,11 @@ _BLOCK = ("*_block*", "*_in[01]", "*_up", "*_down")  # UNet blocks, and not aux_
 
 POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
-    "gdd-i":
-    tuple(f"{block}.{layer}.*" for block in _BLOCK for layer in ("conv0", "conv1", "proj")),
-}
+    "gdd-i": tuple(
+        f"{block}.{layer}.*" for block in _BLOCK for layer in ("conv0", "conv1", "proj")), }
 # the narrower rule of the official loss file: convolutions of up and down blocks stay trained
-POLICIES["official-loss-rule"] = tuple(pattern for pattern in POLICIES["gdd-i"]
-                                       if "_up" not in pattern and "_down" not in pattern)
+POLICIES["official-loss-rule"] = tuple(
+    pattern for pattern in POLICIES["gdd-i"] if "_up" not in pattern and "_down" not in pattern)
 POLICIES["norm-only"] = ("*", "!*norm*")  # freezes all but the group norms
 POLICIES["gdd-i+qkv"] = POLICIES["gdd-i"] + tuple(f"{block}.qkv.*" for block in _BLOCK)
 POLICIES["gdd-i+qkv+skip"] = POLICIES["gdd-i+qkv"] + tuple(f"{block}.skip.*" for block in _BLOCK)
@@ -53,8 +52,8 @@ def freeze(network: nn.Module, policy: str) -> FreezeReport:
     names.
     """
     names = [name for name, _ in network.named_parameters()]
-    patterns = POLICIES[policy] if policy in POLICIES else tuple(part.strip()
-                                                                 for part in policy.split(","))
+    patterns = POLICIES[policy] if policy in POLICIES else tuple(
+        part.strip() for part in policy.split(","))
     frozen: set[str] = set()
     for pattern in patterns:
         matched = set(fnmatch.filter(names, pattern.removeprefix("!")))

@@ -38,7 +38,6 @@ KAIMING_ZERO = ("kaiming_uniform", 0.0, 0.0)
 
 
 class Linear(nn.Module):
-
     def __init__(self, in_features: int, out_features: int, *, init, bias: bool = True):
         super().__init__()
         self.in_features = in_features
@@ -94,7 +93,6 @@ class Conv2d(nn.Module):
 
 class GroupNorm(nn.GroupNorm):
     """At most 32 groups of at least 4 channels."""
-
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__(min(32, channels // 4), channels, eps=eps)
 
@@ -102,7 +100,6 @@ class GroupNorm(nn.GroupNorm):
 class UNetBlock(nn.Module):
     """Residual block conditioned on the noise embedding, with optional self-attention and x2
     resampling."""
-
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, *, up: bool = False,
                  down: bool = False, num_heads: int = 0, dropout: float = 0.0,
                  skip_scale: float = 1.0, eps: float = 1e-5,
@@ -152,7 +149,6 @@ class UNetBlock(nn.Module):
 
 class PositionalEmbedding(nn.Module):
     """(N,) -> (N,C): cosines, then sines, at geometric frequencies from 1 to 1/10000."""
-
     def __init__(self, channels: int, *, endpoint: bool = False):
         super().__init__()
         self.frequencies, self.endpoint = channels // 2, endpoint
@@ -166,7 +162,6 @@ class PositionalEmbedding(nn.Module):
 
 class FourierEmbedding(nn.Module):
     """(N,) -> (N,C): cosines, then sines, at fixed random frequencies."""
-
     def __init__(self, channels: int, scale: float = 16.0):
         super().__init__()
         self.register_buffer("freqs", torch.empty(channels // 2).normal_(std=scale))

@@ -45,15 +45,14 @@ class SongUNet(nn.Module):
     Args: `x` (N,C,H,W), `noise_labels` (N,), `class_labels` (N,label_dim), `augment_labels`
     (N,augment_dim).
     """
-
-    def __init__(self, img_resolution: int, in_channels: int, out_channels: int, *,
-                 label_dim: int = 0, augment_dim: int = 0, model_channels: int = 128,
-                 channel_mult: Sequence[float] = (1, 2, 2, 2), channel_mult_emb: int = 4,
-                 num_blocks: int = 4, attn_resolutions: Sequence[int] = (16, ),
-                 dropout: float = 0.10, label_dropout: float = 0.0,
-                 embedding_type: str = "positional", channel_mult_noise: int = 1,
-                 encoder_type: str = "standard", decoder_type: str = "standard",
-                 resample_filter: Sequence[int] = (1, 1)):
+    def __init__(
+        self, img_resolution: int, in_channels: int, out_channels: int, *, label_dim: int = 0,
+        augment_dim: int = 0, model_channels: int = 128, channel_mult: Sequence[float] = (1, 2, 2,
+                                                                                          2),
+        channel_mult_emb: int = 4, num_blocks: int = 4, attn_resolutions: Sequence[int] = (16, ),
+        dropout: float = 0.10, label_dropout: float = 0.0, embedding_type: str = "positional",
+        channel_mult_noise: int = 1, encoder_type: str = "standard", decoder_type: str = "standard",
+        resample_filter: Sequence[int] = (1, 1)):
         super().__init__()
         _choice("embedding_type", embedding_type, ("positional", "fourier"))
         _choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
@@ -169,7 +168,6 @@ class SongUNet(nn.Module):
 class DhariwalUNet(nn.Module):
     """ADM: adaptive scale and shift in every block, attention heads of 64 channels. Arguments as
     `SongUNet`."""
-
     def __init__(self, img_resolution: int, in_channels: int, out_channels: int, *,
                  label_dim: int = 0, augment_dim: int = 0, model_channels: int = 192,
                  channel_mult: Sequence[float] = (1, 2, 3, 4), channel_mult_emb: int = 4,

@@ -45,7 +45,6 @@ _module("dnnlib.util", EasyDict=EasyDict)
 
 class Persistent:
     """Pickles as NVIDIA's persistent objects do."""
-
     def __init__(self, class_name, state, *, easy=False):
         meta = dict(type="class", version=6, module_src=SOURCE, class_name=class_name, state=state)
         self.meta = EasyDict(meta) if easy else meta
@@ -64,14 +63,10 @@ def persistent(module: nn.Module, *, dtype=None, **kwargs):
                         ("_buffers", lambda t: t)):
         state[group] = {
             k: None if t is None else wrap(t.detach().clone().to(dtype or t.dtype))
-            for k, t in state[group].items()
-        }
+            for k, t in state[group].items()}
     return Persistent(
-        type(module).__name__, state | {
-            "_init_args": (),
-            "_init_kwargs": kwargs,
-            "skip_scale": np.sqrt(0.5)
-        })
+        type(module).__name__,
+        state | {"_init_args": (), "_init_kwargs": kwargs, "skip_scale": np.sqrt(0.5)})
 
 
 def _child(module, dtype):
@@ -91,38 +86,22 @@ def network(denoiser: Denoiser, *, dtype=None, class_name=None):
     wrapped.model = denoiser.model
     made = persistent(wrapped, dtype=dtype, **config)
     attributes = {
-        name: config[name]
-        for name in PRECOND_ARGUMENTS if name in config and name != "model_type"
-    }
-    made.meta["state"] |= attributes | ({
-        "eps": denoiser.epsilon,
-        "counter": 0
-    } if denoiser.epsilon else {})
+        name: config[name] for name in PRECOND_ARGUMENTS if name in config and name != "model_type"}
+    made.meta["state"] |= attributes | ({"eps": denoiser.epsilon, "counter": 0}
+                                        if denoiser.epsilon else {})
     made.meta["class_name"] = class_name or ("GDDPrecond" if denoiser.epsilon else "EDMPrecond")
     return made
 
 
 def write(path, denoiser, *, protocol=4, entry="ema", **options):
     """A snapshot file with the extra entries EDM's training loop writes."""
-    augment = Persistent("AugmentPipe", {
-        "p": 0.12,
-        "xflip": 1e8,
-        "_init_args": (),
-        "_init_kwargs": {
-            "p": 0.12
-        }
-    })
-    loss = Persistent("EDMLoss", {
-        "P_mean": -1.2,
-        "P_std": np.float64(1.2),
-        "taps": np.arange(3.0)
-    }, easy=True)
+    augment = Persistent("AugmentPipe",
+                         {"p": 0.12, "xflip": 1e8, "_init_args": (), "_init_kwargs": {"p": 0.12}})
+    loss = Persistent("EDMLoss", {"P_mean": -1.2, "P_std": np.float64(1.2), "taps": np.arange(3.0)},
+                      easy=True)
     content = {
-        entry: network(denoiser, **options),
-        "loss_fn": loss,
-        "augment_pipe": augment,
-        "dataset_kwargs": EasyDict(path="data.zip", resolution=32, labels=np.int64(0))
-    }
+        entry: network(denoiser, **options), "loss_fn": loss, "augment_pipe": augment,
+        "dataset_kwargs": EasyDict(path="data.zip", resolution=32, labels=np.int64(0))}
     path.write_bytes(pickle.dumps(content, protocol))
     return path
 

@@ -36,8 +36,8 @@ from gdd.data.cifar import read_cifar_batch
 from gdd.denoiser import Denoiser
 
 NETWORK = dict(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4,
-               channel_mult=[1, 1], num_blocks=1, attn_resolutions=[2], dropout=0.0,
-               embedding_type="fourier")
+               channel_mult=[1, 1], num_blocks=1, attn_resolutions=[
+                   2], dropout=0.0, embedding_type="fourier")
 FORBIDDEN = ("exec", "compile", "os.", "subprocess.", "socket.", "shutil.", "ctypes.",
              "pickle.find_class")
 MEMORY = 300 << 20  # bytes above the start: the files are below half a megabyte
@@ -58,8 +58,7 @@ GADGETS = [
     b"\x93",
     b"\x92",
     b"o",
-    b"i",
-]
+    b"i", ]
 
 
 def seeds() -> list[bytes]:
@@ -71,8 +70,7 @@ def seeds() -> list[bytes]:
         path = Path(folder) / "a.pkl"
         found = [
             edm_files.write(path, denoiser, protocol=protocol).read_bytes()
-            for protocol in (2, 3, 4, 5)
-        ]
+            for protocol in (2, 3, 4, 5)]
         found.append(
             edm_files.write(path, denoiser.copy(epsilon=0.002), dtype=torch.float16).read_bytes())
     found.append(edm_files.rename_numpy(found[0]))
@@ -111,7 +109,6 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 class Watched:
     """Audit events seen while a file is read."""
-
     def __init__(self):
         self.on, self.events = False, []
         sys.addaudithook(self.hook)
@@ -162,10 +159,10 @@ def main(seconds: float, seed: int) -> None:
         while time.monotonic() - start < seconds:
             content = mutate(rng.choice(corpus), rng)
             tried += 1
-            began = time.monotonic()
+            began = time.process_time()
             try:
                 outcome = attempt(content, path)
-                assert time.monotonic() - began < 5, "took longer than 5 s"
+                assert time.process_time() - began < 5, "took longer than 5 s"
                 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
                 assert grown * 1024 < MEMORY, f"grew by {grown / 1024:.0f} MiB"
             except Exception as error:
@@ -175,9 +172,8 @@ def main(seconds: float, seed: int) -> None:
                            if not any(c.isdigit() for c in word))[:48]
             kinds[key] = kinds.get(key, 0) + 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(
-        f"{tried:,} files in {seconds:g} s, {kinds.pop('read', 0):,} read, memory grew by {grown:.0f} MiB; refused as:"
-    )
+    print(f"{tried:,} files in {seconds:g} s, {kinds.pop('read', 0):,} read, "
+          f"memory grew by {grown:.0f} MiB; refused as:")
     for key, count in sorted(kinds.items(), key=lambda item: -item[1])[:25]:
         print(f"{count:8,}  {key}")
 

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 import torch
+from conftest import small_denoiser
 from torch import nn
 
 from analysis import activations
@@ -12,7 +13,6 @@ from gdd.sampling import draw_latents, sigma_ladder
 
 class InPlace(nn.Module):
     """Changes its convolution's output in place right after the hook, as EDM's blocks do."""
-
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(1, 2, 3, padding=1)
@@ -69,8 +69,7 @@ def test_table_is_tidy_and_complete(tiny, digits):
     table = activations.measure(tiny, model="tiny", seeds=range(4), images=images, steps=5)
     blocks = [
         name for name in [*tiny.model.enc, *tiny.model.dec]
-        if "conv" not in name and "aux" not in name
-    ]
+        if "conv" not in name and "aux" not in name]
     assert list(table.columns) == activations.COLUMNS
     assert len(table) == 2 * 5 * len(blocks)
     assert not table.isna().any().any()
@@ -80,8 +79,7 @@ def test_table_is_tidy_and_complete(tiny, digits):
     assert list(steps) == pytest.approx(sigma_ladder(5)[:-1].tolist())
     order = table.drop_duplicates(["side", "block"]).sort_values(["side", "depth"])
     assert list(order.query("side == 'encoder'")["block"]) == [
-        name for name in tiny.model.enc if "conv" not in name
-    ]
+        name for name in tiny.model.enc if "conv" not in name]
     assert (order.groupby("side")["depth"].diff().dropna() == 1).all()
 
 
@@ -108,6 +106,29 @@ def test_statistics_do_not_depend_on_the_batch_size(tiny, digits, statistic):
     pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-6)
     assert set(a["part"]) == {"conv1", "proj"}
     assert a["index"].max() == {"channel": 15, "bands": 3}.get(statistic, 0)
+
+
+def test_a_conditional_network_denoises_images_with_their_own_labels(digits):
+    denoiser = small_denoiser(label_dim=10)
+    given: list[list[int]] = []
+    forward = denoiser.forward
+    denoiser.forward = lambda x, sigma, labels=None: (given.append(labels.tolist()),
+                                                      forward(x, sigma, labels))[1]
+    images, labels = to_float(digits.images[:5]), digits.labels[:5]
+    what = dict(model="t", seeds=range(4), images=images, steps=2, batch_size=3)
+    table = activations.measure(denoiser, **what, labels=labels)
+    drawn = draw_latents(range(4), (1, 8, 8), 10)[1].tolist()
+    # sampling: two calls of the first step, one of the last; denoising: one a level
+    assert given == [drawn[:3]] * 3 + [drawn[3:]] * 3 + [labels[:3].tolist()] * 2 + [
+        labels[3:].tolist()] * 2
+    others = activations.measure(denoiser, **what, labels=(labels + 1) % 10)
+    same = table["value"] == others["value"]
+    assert same[table["process"] == "sampling"].all()
+    assert not same[table["process"] == "denoising"].any()
+    for wrong in (None, labels + 9, labels[:3]):
+        with pytest.raises(ValueError, match="10 classes denoises images with their own labels"):
+            activations.measure(denoiser, **what, labels=wrong)
+    activations.measure(denoiser, model="t", seeds=range(2), steps=2)  # needs none
 
 
 def test_unknown_names_are_refused(tiny):

@@ -131,13 +131,17 @@ def test_threads_that_write_one_file_leave_one_of_their_contents(tmp_path):
 
     def write(number):
         content = bytes([number]) * 50_000
-        for round_ in range(8):
-            start.wait(timeout=60)
-            write_atomically(target,
-                             content if round_ % 2 else lambda path: path.write_bytes(content))
-            found = target.read_bytes()
-            assert len(found) == 50_000
-            assert len(set(found)) == 1
+        given = [content, lambda path: path.write_bytes(content)]
+        try:
+            for round_ in range(8):
+                start.wait()
+                write_atomically(target, given[round_ % 2])
+                found = target.read_bytes()
+                assert len(found) == 50_000
+                assert len(set(found)) == 1
+        except BaseException:
+            start.abort()  # nobody waits for one that failed
+            raise
 
     with ThreadPoolExecutor(writers) as pool:
         for done in [pool.submit(write, number) for number in range(writers)]:

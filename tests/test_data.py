@@ -15,8 +15,8 @@ from gdd.data.images import batch_indices, open_images, to_float, to_uint8
 
 def png(size=(8, 8), mode="RGB", value=7):
     content = io.BytesIO()
-    Image.fromarray(np.full((size[1], size[0], 3), value,
-                            np.uint8)).convert(mode).save(content, "png")
+    Image.fromarray(np.full((size[1], size[0], 3), value, np.uint8)).convert(mode).save(
+        content, "png")
     return content.getvalue()
 
 
@@ -44,10 +44,8 @@ def test_digits(digits):
 
 def test_zip_and_folder_hold_the_same(tmp_path):
     files = {
-        f"{label}/{index}.png": png(value=10 * label + index)
-        for label in (0, 1)
-        for index in (0, 1)
-    }
+        f"{label}/{index}.png": png(value=10 * label + index) for label in (0, 1)
+        for index in (0, 1)}
     for name, content in files.items():
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "f" / name).write_bytes(content)
@@ -62,35 +60,14 @@ def test_zip_and_folder_hold_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({
-            "readme.txt": b"x"
-        }, "holds no images"),
-        ({
-            "a.png": png(),
-            "b.png": png((9, 8))
-        }, r"b.png is 9x8 RGB, but a.png is 8x8 RGB"),
-        ({
-            "a.png": png(),
-            "b.png": png(mode="L")
-        }, r"b.png is 8x8 grey"),
-        ({
-            "a.png": png(mode="RGBA")
-        }, "mode RGBA"),
-        ({
-            "a.png": png()[:45]
-        }, "a.png cannot be read"),
-        ({
-            "a.png": b"hello"
-        }, "a.png cannot be read"),
-        ({
-            "a.png": png(),
-            "dataset.json": b"{"
-        }, "dataset.json"),
-        ({
-            "a.png": png(),
-            "dataset.json": b'{"labels": [["b.png", 0]]}'
-        }, "no label for a.png"),
-    ],
+        ({"readme.txt": b"x"}, "holds no images"),
+        ({"a.png": png(), "b.png": png((9, 8))}, r"b.png is 9x8 RGB, but a.png is 8x8 RGB"),
+        ({"a.png": png(), "b.png": png(mode="L")}, r"b.png is 8x8 grey"),
+        ({"a.png": png(mode="RGBA")}, "mode RGBA"),
+        ({"a.png": png()[:45]}, "a.png cannot be read"),
+        ({"a.png": b"hello"}, "a.png cannot be read"),
+        ({"a.png": png(), "dataset.json": b"{"}, "dataset.json"),
+        ({"a.png": png(), "dataset.json": b'{"labels": [["b.png", 0]]}'}, "no label for a.png"), ],
 )
 def test_bad_zips_say_what_and_where(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):

@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdd.denoiser import GENERATOR_EPSILON, Denoiser
 from gdd.data.cifar import read_cifar_batch
+from gdd.denoiser import GENERATOR_EPSILON, Denoiser
 from gdd.weights import checkpoint, edm_pickle
 from gdd.weights.unpickle import MAX_OPCODES, read
 
@@ -32,8 +32,7 @@ VARIANTS = {
     "skips":
     dict(model_type="SongUNet", encoder_type="skip", decoder_type="skip", augment_dim=2),
     "adm":
-    dict(model_type="DhariwalUNet", label_dim=4, augment_dim=3, model_channels=64),
-}
+    dict(model_type="DhariwalUNet", label_dim=4, augment_dim=3, model_channels=64), }
 SMALL = dict(img_resolution=8, img_channels=2, model_channels=8, channel_mult=[1, 2], num_blocks=1,
              attn_resolutions=[4], use_fp16=True, sigma_max=float("inf"))
 
@@ -105,12 +104,10 @@ def test_converted_files_carry_everything(tmp_path):
 
 
 # --- what must not run
-# -------------------------------------------------------------------------------------------------------
 
 
 class Call:
     """Pickles as a call of anything with anything."""
-
     def __init__(self, function, *args, state=None):
         self.reduced = (function, args) if state is None else (function, args, state)
 
@@ -148,46 +145,27 @@ def gadgets(tmp_path):
     run = f"touch {tmp_path}/ran"
     rebuilt = torch.storage._load_from_bytes
     return {
-        "os.system": ({
-            "ema": Call(os.system, run)
-        }, "posix.system"),
-        "builtins.eval": ({
-            "ema": Call(eval, f"__import__('os').system('{run}')")
-        }, "builtins.eval"),
-        "builtins.getattr": ({
-            "ema": Call(getattr, {}, "__class__")
-        }, "builtins.getattr"),
-        "subprocess": ({
-            "ema": Call(subprocess.Popen, ["touch", f"{tmp_path}/ran"])
-        }, "subprocess.Popen"),
-        "torch.load": ({
-            "ema": Call(torch.load, "x")
-        }, "torch.serialization.load"),
-        "torch.hub.load": ({
-            "ema": Call(torch.hub.load, "x", "y")
-        }, "torch.hub.load"),
-        "numpy.load": ({
-            "ema": Call(np.load, "x", None, True)
-        }, "numpy.load"),
-        "in an extra entry": (network_with() | {
-            "loss_fn": Call(os.system, run)
-        }, "posix.system"),
+        "os.system": ({"ema": Call(os.system, run)}, "posix.system"),
+        "builtins.eval": ({"ema": Call(eval,
+                                       f"__import__('os').system('{run}')")}, "builtins.eval"),
+        "builtins.getattr": ({"ema": Call(getattr, {}, "__class__")}, "builtins.getattr"),
+        "subprocess": ({"ema": Call(subprocess.Popen,
+                                    ["touch", f"{tmp_path}/ran"])}, "subprocess.Popen"),
+        "torch.load": ({"ema": Call(torch.load, "x")}, "torch.serialization.load"),
+        "torch.hub.load": ({"ema": Call(torch.hub.load, "x", "y")}, "torch.hub.load"),
+        "numpy.load": ({"ema": Call(np.load, "x", None, True)}, "numpy.load"),
+        "in an extra entry": (network_with() | {"loss_fn": Call(os.system, run)}, "posix.system"),
         "in a state": (network_with(extra=Call(os.system, run)), "posix.system"),
-        "nested storage": ({
-            "ema": Call(rebuilt, evil_storage(tmp_path))
-        }, "posix.system inside a storage"),
-        "storage of a zip": ({
-            "ema": Call(rebuilt, b"PK\x03\x04" + bytes(100))
-        }, "not in torch's plain format"),
+        "nested storage": ({"ema": Call(rebuilt,
+                                        evil_storage(tmp_path))}, "posix.system inside a storage"),
+        "storage of a zip": ({"ema": Call(
+            rebuilt, b"PK\x03\x04" + bytes(100))}, "not in torch's plain format"),
         "storage larger than it is": (
-            {
-                "ema": Call(rebuilt, storage_of(8, claimed=1 << 30))
-            },
+            {"ema": Call(rebuilt, storage_of(8, claimed=1 << 30))},
             "declares a storage larger than it is",
         ),
-        "state on a dict": ({
-            "ema": Call(OrderedDict, state={"__class__": "x"})
-        }, "sets the state of a dict"),
+        "state on a dict": ({"ema": Call(OrderedDict, state={"__class__":
+                                                             "x"})}, "sets the state of a dict"),
         "state on a class": (raw(b"ctorch.nn.modules.linear\nLinear\n}X\x01\x00\x00\x00aK\x01sb."),
                              "state of the name"),
         "slots on a function":
@@ -231,8 +209,7 @@ def gadgets(tmp_path):
             "more than the file holds",
         ),
         "protocol 9": (b"\x80\x09N.", "protocol 9"),
-        "duplicate": (raw(b"N2."), "opcode DUP"),
-    }
+        "duplicate": (raw(b"N2."), "opcode DUP"), }
 
 
 @pytest.mark.parametrize("name", gadgets("x"))
@@ -259,22 +236,11 @@ def test_pickle_itself_would_have_run_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_parameters", 7), ("_modules", {
-        "model": {}
-    }), ("_modules", {
-        "model": 3
-    }), ("_buffers", {
-        "b": "text"
-    }), ("_init_kwargs", None), ("_init_kwargs", {
-        "img_resolution": {}
-    }), ("_init_args", {}),
-     ("_init_kwargs", {
-         "model_type": ["SongUNet"],
-         "img_resolution": 8,
-         "img_channels": 2
-     }), ("sigma_data", "0.5"), ("_init_kwargs", {
-         7: 7
-     }), ("img_channels", OrderedDict)],
+    [("_parameters", 7), ("_modules", {"model": {}}), ("_modules", {"model": 3}),
+     ("_buffers", {"b": "text"}), ("_init_kwargs", None), ("_init_kwargs", {"img_resolution": {}}),
+     ("_init_args", {}),
+     ("_init_kwargs", {"model_type": ["SongUNet"], "img_resolution": 8, "img_channels": 2}),
+     ("sigma_data", "0.5"), ("_init_kwargs", {7: 7}), ("img_channels", OrderedDict)],
 )
 def test_attributes_of_other_kinds_are_one_error(name, value, tmp_path):
     path = tmp_path / "odd.pkl"
@@ -293,7 +259,8 @@ def test_arrays_of_other_kinds_are_one_error(data):
 
 
 def test_a_module_that_contains_itself_ends():
-    loop = b"ctorch.nn.modules.container\nModuleDict\n)\x81q\x00}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00ssb."
+    loop = (b"ctorch.nn.modules.container\nModuleDict\n)\x81q\x00}X\x08\x00\x00\x00_modules}"
+            b"X\x01\x00\x00\x00ah\x00ssb.")
     record = read(io.BytesIO(raw(loop)), edm_pickle._Names(100))
     with pytest.raises(ValueError, match="no module of its own at a"):
         list(edm_pickle._tensors(record, "", set()))
@@ -309,7 +276,6 @@ def test_tensors_stay_inside_their_storage():
 
 
 # --- what is merely wrong
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,16 +283,12 @@ def test_tensors_stay_inside_their_storage():
     [
         (lambda p: p.write_bytes(p.read_bytes()[:p.stat().st_size // 2]), "is damaged"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is damaged"),
-        (lambda p: p.write_bytes(pickle.dumps({
-            "G": 1,
-            "D": 2
-        })), "holds G, D"),
+        (lambda p: p.write_bytes(pickle.dumps({"G": 1, "D": 2})), "holds G, D"),
         (lambda p: p.write_bytes(pickle.dumps([1, 2])), "a pickled list"),
         (lambda p: p.write_bytes(pickle.dumps({"ema": None})),
          "no network under ema or net; it holds ema"),
         (lambda p: edm_files.write(p, make(), class_name="VPPrecond"),
-         "holds a VPPrecond; read are EDMPrecond"),
-    ],
+         "holds a VPPrecond; read are EDMPrecond"), ],
 )
 def test_wrong_files_say_what_they_are(change, message, tmp_path):
     path = edm_files.write(tmp_path / "a.pkl", make())
@@ -338,34 +300,16 @@ def test_wrong_files_say_what_they_are(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({
-            "model_channels": 16
-        }, "does not fit its own config"),
-        ({
-            "model_channels": 10**9
-        }, r"model_channels must be one of the integers from 1 to 8192; got 1000000000"),
-        ({
-            "num_blocks": 10**9
-        }, "num_blocks"),
-        ({
-            "channel_mult": [1] * 1000
-        }, "channel_mult must be a list of numbers"),
-        ({
-            "channel_mult": 3
-        }, "channel_mult must be a list of numbers"),
-        ({
-            "label_dim": True
-        }, "label_dim"),
-        ({
-            "model_type": "UViT"
-        }, "UViT"),
-        ({
-            "depth": 3
-        }, "does not take depth"),
-        ({
-            "resample_filter": []
-        }, "does not fit|makes no network"),
-    ],
+        ({"model_channels": 16}, "does not fit its own config"),
+        ({"model_channels": 10**9
+          }, r"model_channels must be one of the integers from 1 to 8192; got 1000000000"),
+        ({"num_blocks": 10**9}, "num_blocks"),
+        ({"channel_mult": [1] * 1000}, "channel_mult must be a list of numbers"),
+        ({"channel_mult": 3}, "channel_mult must be a list of numbers"),
+        ({"label_dim": True}, "label_dim"),
+        ({"model_type": "UViT"}, "UViT"),
+        ({"depth": 3}, "does not take depth"),
+        ({"resample_filter": []}, "does not fit|makes no network"), ],
 )
 def test_a_config_that_is_not_the_networks(change, message, tmp_path):
     denoiser = make("ncsnpp")
@@ -382,7 +326,6 @@ def test_values_that_are_not_finite(tmp_path):
 
 
 # --- CIFAR-10's batches
-# ------------------------------------------------------------------------------------------------------
 
 
 def python2_batch(images, labels):
@@ -401,10 +344,7 @@ def python2_batch(images, labels):
 def test_cifar_batches_old_and_new(protocol):
     images = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
     content = (python2_batch(images, [3, 0, 9]) if protocol is None else pickle.dumps(
-        {
-            "data": images,
-            "labels": [3, 0, 9]
-        }, protocol))
+        {"data": images, "labels": [3, 0, 9]}, protocol))
     if protocol is None:  # the hand-made bytes are what Python 2 means
         assert np.array_equal(pickle.loads(content, encoding="latin1")["data"], images)
     found, labels = read_cifar_batch(io.BytesIO(content), len(content))
@@ -415,30 +355,12 @@ def test_cifar_batches_old_and_new(protocol):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({
-            "data": np.zeros((2, 10), np.uint8),
-            "labels": [0, 1]
-        }, r"uint8 \[2, 10\]"),
-        ({
-            "data": np.zeros((2, 3072)),
-            "labels": [0, 1]
-        }, "float64"),
-        ({
-            "data": np.zeros((2, 3072), np.uint8),
-            "labels": [0]
-        }, "1 labels for 2 images"),
-        ({
-            "data": np.zeros((2, 3072), np.uint8),
-            "labels": [0, 10]
-        }, r"not in 0\.\.9"),
-        ({
-            "data": np.array([None]),
-            "labels": [0]
-        }, "numpy data of type 'O8'"),
-        ({
-            "labels": [0]
-        }, "no data and labels"),
-    ],
+        ({"data": np.zeros((2, 10), np.uint8), "labels": [0, 1]}, r"uint8 \[2, 10\]"),
+        ({"data": np.zeros((2, 3072)), "labels": [0, 1]}, "float64"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, "1 labels for 2 images"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}, r"not in 0\.\.9"),
+        ({"data": np.array([None]), "labels": [0]}, "numpy data of type 'O8'"),
+        ({"labels": [0]}, "no data and labels"), ],
 )
 def test_what_is_no_cifar_batch(batch, message):
     content = pickle.dumps(batch, 2)
@@ -447,7 +369,6 @@ def test_what_is_no_cifar_batch(batch, message):
 
 
 # --- mutations
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

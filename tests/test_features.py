@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analysis import features as module
-from analysis.features import INCEPTION, INCEPTION_PYTORCH, TIMM_NAMES, extractor, family
+from analysis.features import ClassifierFeatures, classifier, extractor, family, timm_networks
+from analysis.features.inception import INCEPTION, INCEPTION_PYTORCH
+from analysis.features.timm_networks import TIMM_NAMES
 
 
 class Layers(nn.Module):
     """From 299 pixels, normalised, to 2,048 features."""
-
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 32, 9, 6)
@@ -34,7 +34,6 @@ class Layers(nn.Module):
 
 class Detector(nn.Module):
     """The interface of NVIDIA's inception-2015-12-05.pt."""
-
     def __init__(self):
         super().__init__()
         self.layers = Layers()
@@ -106,14 +105,12 @@ def test_names_families_and_probabilities(weights, pictures):
     assert extractor("inception:clean", folder=weights).identity != inception.identity
     assert [
         family(name) for name in ("vgg16_bn", "tf_efficientnet_lite0", TIMM_NAMES["clip"],
-                                  TIMM_NAMES["dinov2"], "abc")
-    ] == [
-        "vgg",
-        "efficientnet",
-        "clip",
-        "dino",
-        "abc",
-    ]
+                                  TIMM_NAMES["dinov2"], "abc")] == [
+                                      "vgg",
+                                      "efficientnet",
+                                      "clip",
+                                      "dino",
+                                      "abc", ]
 
 
 def test_a_timm_network_from_a_file(tmp_path):
@@ -135,12 +132,11 @@ def test_a_timm_network_from_a_file(tmp_path):
 
 
 def test_what_cannot_be_had_is_named(tmp_path, monkeypatch):
-
     def offline(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setattr(module.socket, "create_connection", offline)
+    monkeypatch.setattr(timm_networks.socket, "create_connection", offline)
     with pytest.raises(
             FileNotFoundError, match=
             rf"{INCEPTION} is not there and cannot be fetched \(no network\); put https://nvlabs"):
@@ -183,3 +179,17 @@ def test_clip_and_dinov2_have_their_sizes(tmp_path):
         x = torch.empty(1, 3, 224, 224)
         assert clip(x).shape == (1, 512)
         assert dino(x).shape == (1, 1024)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bf16", 0.02), ("fp16", 0.003), ("tf32", 1e-6)])
+def test_features_in_half_precision_are_nearly_the_same(precision, error):
+    torch.manual_seed(0)
+    network = ClassifierFeatures(3, 12, 4)
+    images = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    exact = classifier(network, "small", "untrained")
+    rough = classifier(network, "small", "untrained", precision=precision)
+    assert rough.identity != exact.identity  # another entry of the cache
+    assert rough(images).dtype == torch.float32
+    assert (rough(images) - exact(images)).abs().max() < error * exact(images).abs().max()
+    assert not torch.backends.cuda.matmul.allow_tf32  # as it was before
+    assert torch.allclose(rough.classify(images).sum(dim=1), torch.ones(16), atol=2e-2)

@@ -34,8 +34,8 @@ def test_closed_forms():
     # commuting covariances
     assert frechet_distance(a, b) == pytest.approx(25 + (1 - 2)**2 + (2 - 3)**2)
     scale = gaussian(torch.zeros(5), 4 * torch.eye(5))
-    assert frechet_distance(gaussian(torch.zeros(5), torch.eye(5)),
-                            scale) == pytest.approx(5 * (2 - 1)**2)
+    assert frechet_distance(gaussian(torch.zeros(5), torch.eye(5)), scale) == pytest.approx(
+        5 * (2 - 1)**2)
     point = gaussian([1.0], [[0.0]])
     assert frechet_distance(point, gaussian([3.0], [[0.0]])) == pytest.approx(4)
 
@@ -48,8 +48,8 @@ def test_agrees_with_clean_fid(seed, d, n):
     assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-6)
 
 
-@pytest.mark.parametrize(("n", "rank"), [(400, 6), (12, None)],
-                         ids=["rank-deficient", "fewer images than dimensions"])
+@pytest.mark.parametrize(("n", "rank"), [(400, 6), (12, None)], ids=[
+    "rank-deficient", "fewer images than dimensions"])
 def test_singular_covariances_agree_with_an_eigenvalue_reference(n, rank):
     """scipy's root of a singular product is inexact, so the reference is the spectrum of the
     product itself."""
@@ -112,8 +112,7 @@ def test_only_inception_makes_a_fid():
 def test_matrix_is_every_pair_and_names_a_wrong_dimension():
     stats = [
         FeatureStats.of(features(seed, 60, 12, rank))
-        for seed, rank in ((0, None), (1, 5), (2, None), (3, 5))
-    ]
+        for seed, rank in ((0, None), (1, 5), (2, None), (3, 5))]
     found = matrix(stats)
     assert torch.equal(found, found.T)
     assert torch.equal(found.diagonal(), torch.zeros(4, dtype=torch.float64))
@@ -131,8 +130,8 @@ def test_nearly_singular_covariances_keep_their_closed_form(d):
     scipy's root goes complex."""
     basis = torch.linalg.qr(
         torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-    one, two = torch.logspace(0, -16, d,
-                              dtype=torch.float64), torch.logspace(0, -12, d, dtype=torch.float64)
+    one, two = torch.logspace(0, -16, d, dtype=torch.float64), torch.logspace(
+        0, -12, d, dtype=torch.float64)
     a, b = (gaussian(torch.zeros(d), (basis * spectrum) @ basis.T) for spectrum in (one, two))
     closed = float((one.sqrt() - two.sqrt()).square().sum())
     assert frechet_distance(a, b) == pytest.approx(closed, rel=1e-4)

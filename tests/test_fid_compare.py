@@ -4,21 +4,40 @@ no option moves a number."""
 import json
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_cli import ROOT, call
+from conftest import small_denoiser
+from test_cli import ROOT, call, start
 from test_data import png, write_zip
 
 from analysis import features
+from analysis.extractors import default_extractors, evaluator
 from analysis.features import Extractor
 from analysis.fid import FeatureStats, frechet_distance
-from analysis.fid.compare import abs_fid, compare, leakage, measure, over_ranges, rel_fid
-from analysis.fid.sources import Source, Statistics, open_source, save_statistics
+from analysis.fid.compare import (
+    abs_fid,
+    compare,
+    measure,
+    over_ranges,
+    rel_fid,
+    shared_backbones,
+)
+from analysis.fid.sources import (
+    Source,
+    Statistics,
+    of_checkpoint,
+    of_denoiser,
+    open_source,
+    save_statistics,
+)
 from analysis.fid.summaries import BLOCK, SAMPLE, Summaries
+from gdd.data.images import load_digits
+from gdd.profiles import profile
 from gdd.sampling import draw_latents, one_step
 from gdd.weights import checkpoint, zoo
 
@@ -26,18 +45,17 @@ from gdd.weights import checkpoint, zoo
 @pytest.fixture(scope="module")
 def judge():
     torch.manual_seed(0)
-    return features.digits(features.DigitsFeatures().eval(), "untrained")
+    return features.classifier(features.ClassifierFeatures(1, 8, 10), "digits", "untrained")
 
 
 @pytest.fixture
 def generator(tiny, tmp_path):
     path = tmp_path / "tiny.safetensors"
-    checkpoint.save_denoiser(path, tiny.copy(epsilon=0.002), backbones=["digits"])
+    checkpoint.save_denoiser(path, tiny.copy(epsilon=0.002), backbones=["tf_efficientnet_lite0"])
     return str(path)
 
 
 def array_source(images, name="array", identity=None):
-
     def batches(indices, batch_size):
         for part in torch.tensor(list(indices)).split(batch_size):
             yield images[part]
@@ -50,12 +68,11 @@ def noise(n, seed=0, channels=1):
                          generator=torch.Generator().manual_seed(seed))
 
 
-# --- sources
-# -----------------------------------------------------------------------------------------------------------------
+# --- sources ---
 
 
 def test_a_generator_is_its_images(generator, judge, tiny):
-    source = open_source(f"{generator}@one-step", seeds=range(5, 45))
+    source = open_source(f"{generator}@one-step").reseed(range(5, 45))
     (images, ) = source.batches(range(40), 64)
     latents, _ = draw_latents(range(5, 45), (1, 8, 8))
     with torch.no_grad():
@@ -64,7 +81,7 @@ def test_a_generator_is_its_images(generator, judge, tiny):
     stats = Summaries(judge).of(source).stats
     direct = FeatureStats.of(judge(images))
     assert frechet_distance(stats, direct) < 1e-6
-    assert open_source(generator, seeds=range(3)).name == "tiny@one-step"  # a generator's default
+    assert open_source(generator).name == "tiny@one-step"  # a generator's default
     with pytest.raises(ValueError, match="sampler must be one of"):
         open_source(f"{generator}@ddim")
 
@@ -99,8 +116,7 @@ def test_arrays_folders_and_zips_are_the_same_images(tmp_path, judge):
         (dict(mu=np.full(2, np.nan), sigma=np.eye(2)), "mu or sigma holds NaN"),
         (b"no zip", "is not a plain .npz file"),
         (dict(mu=np.zeros(2), sigma=np.eye(2), provenance=np.frombuffer(
-            b"{", np.uint8)), "provenance is damaged"),
-    ],
+            b"{", np.uint8)), "provenance is damaged"), ],
 )
 def test_wrong_arrays_say_what_they_hold(tmp_path, content, message):
     path = tmp_path / "x.npz"
@@ -132,8 +148,7 @@ def test_statistics_round_trip_and_know_their_extractor(tmp_path, judge):
         compare([source, loaded], summaries, ["kid"])
 
 
-# --- one pass
-# ----------------------------------------------------------------------------------------------------------------
+# --- one pass ---
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 64, 5000])
@@ -179,14 +194,14 @@ def source(n):
     def batches(indices, batch_size):
         yield torch.randint(0, 256, (len(indices), 1, 8, 8), dtype=torch.uint8)
     return Source(str(n), n, (1, 8, 8), {"n": n}, batches)
-for n in (0, 14_000, 56_000):
+for n in (0, 7_000, 28_000):
     n and Summaries(wide).of(source(n))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT,
                           check=True)
     libraries, small, large = map(int, done.stdout.split())
-    assert large - small < 60  # MiB; 42,000 more features would be 328
+    assert large - small < 60  # MiB; 21,000 more features would be 164
     assert large - libraries < 600
 
 
@@ -196,8 +211,7 @@ for n in (0, 14_000, 56_000):
         (noise(1), "one has n = 1; statistics need at least 2 images"),
         (torch.full((30, 1, 8, 8), 7, dtype=torch.uint8), "one: all 30 images are equal"),
         (noise(30).repeat(1, 2, 1, 1), "one: features take uint8 images"),
-        (noise(30).float(), "one: features take uint8 images"),
-    ],
+        (noise(30).float(), "one: features take uint8 images"), ],
 )
 def test_images_without_a_distance(judge, images, message):
     with pytest.raises(ValueError, match=message):
@@ -211,14 +225,13 @@ def test_features_that_are_not_finite(judge):
         Summaries(broken).of(array_source(noise(30), "one"))
 
 
-# --- comparisons
-# -------------------------------------------------------------------------------------------------------------
+# --- comparisons ---
 
 
 def test_grey_rgb_different_n_and_unknown_metrics_are_refused(judge):
-    grey, rgb, fewer = array_source(noise(30),
-                                    "one"), array_source(noise(30, channels=3),
-                                                         "two"), array_source(noise(20), "few")
+    grey, rgb, fewer = array_source(noise(30), "one"), array_source(noise(30, channels=3),
+                                                                    "two"), array_source(
+                                                                        noise(20), "few")
     with pytest.raises(ValueError, match="one is grey and two is RGB"):
         compare([grey, rgb], Summaries(judge), ["fd"])
     with pytest.raises(
@@ -252,8 +265,7 @@ def test_every_metric_of_every_pair(judge):
         "recall200[digits]",
         "density200[digits]",
         "coverage200[digits]",
-        "IS200[digits]",
-    }
+        "IS200[digits]", }
     fd = table[table["metric"] == "FD200[digits]"]
     assert (fd["low"] <= fd["high"]).all()
     assert (over_ranges(table)["ranges"] == 1).all()  # nothing here has seeds
@@ -276,18 +288,75 @@ def test_abs_and_rel_over_three_ranges(generator, judge):
         rel_fid(generator, "digits", judge)
 
 
-def test_kin_of_the_discriminator_are_named(generator, judge):
+def test_a_backbone_of_the_judges_family_is_named(generator, judge):
     source = open_source(generator)
-    (line, ) = leakage([source], judge)
-    assert "tiny@one-step looked through digits, which is kin to the features digits" in line
-    assert leakage([source], replace(judge, family="inception")) == []
-    shipped = open_source(str(zoo.path("gdd-i")))
-    assert shipped.backbones == ("digits", )
-    assert open_source(str(zoo.path("teacher"))).backbones == ()
+    efficientnet = replace(judge, name="timm:efficientnet_b0", family="efficientnet")
+    (line, ) = shared_backbones(source.name, source.backbones, efficientnet)
+    assert "tiny@one-step looked through tf_efficientnet_lite0, which is of the family of" in line
+    assert shared_backbones(source.name, source.backbones, judge) == []
+    (line, ) = shared_backbones("a", ["vgg16_bn", "deit_base"], replace(judge, family="vgg"))
+    assert "vgg16_bn" in line
 
 
-# --- the cache
-# ---------------------------------------------------------------------------------------------------------------
+def test_no_profiles_own_judge_is_of_its_backbones_family(judge):
+    """What it trains, and what its runs look through, as their files say."""
+    desk = profile("desk")
+    for name, config in desk.runs.items():
+        for own in desk.extractors:
+            named = replace(judge, name=own, family=own)
+            assert shared_backbones(name, config.backbones, named) == []
+    assert open_source("gdd-i").backbones == tuple(desk.runs["gdd-i"].backbones)
+    assert open_source("teacher").backbones == ()
+
+
+def test_default_features_follow_the_shape():
+    assert default_extractors((1, 8, 8)) == ("digits", )
+    assert default_extractors((3, 32, 32)) == ("inception", "clip")
+
+
+def test_shipped_runs_are_sources_by_name(tmp_path, monkeypatch):
+    (tmp_path / "gdd-i").mkdir()
+    (tmp_path / "gdd-i" / "a.png").write_bytes(png(mode="L"))
+    monkeypatch.chdir(tmp_path)
+    assert open_source("gdd-i").name == "gdd-i@one-step"
+    assert open_source("teacher@euler:3").name == "teacher@euler:3"
+    assert open_source("./gdd-i").n == 1  # the folder
+    with pytest.raises(FileNotFoundError, match=r"source gdd-j does not.* did you mean gdd-i"):
+        open_source("gdd-j")
+
+
+@pytest.mark.parametrize(("name", "precision", "most", "average"),
+                         [("gdd-i", "bf16", 0.15, 0.01), ("gdd-i", "fp16", 0.02, 0.001),
+                          ("teacher", "bf16", 0.1, 0.005)])
+def test_precision_moves_images_and_distances_little(name, precision, most, average):
+    """Of a thousand pixels 999 by less than `most`: what `gdd.sampling.to_device` states, at twice
+    what was measured."""
+    n, digits = 300, load_digits().images
+    path = zoo.path(name)
+    exact, rough = (torch.cat(list(source.batches(range(n), n)))
+                    for source in (of_checkpoint(path, device="cpu", precision=p)(range(n))
+                                   for p in ("fp32", precision)))
+    difference = (exact.float() - rough.float()).abs() / 127.5
+    assert difference.max() > 0
+    assert difference.flatten().quantile(0.999) < most
+    assert difference.mean() < average
+    judge = features.classifier(features.ClassifierFeatures(1, 8, 10), "digits", "untrained")
+    real, one, two = (FeatureStats.of(judge(images)) for images in (digits, exact, rough))
+    assert frechet_distance(two, real) == pytest.approx(frechet_distance(one, real), rel=0.03)
+
+
+def test_a_curve_is_of_as_many_images_as_the_data_has(judge, tmp_path, digits):
+    config = profile("smoke").config("gdd")
+    label, evaluate = evaluator(profile("smoke"), judge, 5_000, config)
+    assert label == "FD1797[digits]"
+    assert callable(evaluate)
+    save_statistics(tmp_path / "s.npz", FeatureStats.of(judge(digits.images)),
+                    {"extractor": "clip"})
+    with pytest.raises(ValueError, match="holds statistics of clip features, not of digits"):
+        evaluator(profile("smoke"), judge, 100, config, str(tmp_path / "s.npz"))
+
+
+# --- the cache ---
 
 
 def counted(judge):
@@ -322,63 +391,106 @@ def test_the_cache_is_addressed_by_content(judge, tmp_path, generator):
         summary = Summaries(extractor, cache=tmp_path / "cache").of(source, classify=True)
         return bool(calls), summary
 
-    fresh, first = run(open_source(generator, seeds=range(50)))
-    again, second = run(open_source(generator, seeds=range(50)))
+    def source(seeds=range(50), sampler="one-step"):
+        return open_source(f"{generator}@{sampler}").reseed(seeds)
+
+    fresh, first = run(source())
+    again, second = run(source())
     assert (fresh, again) == (True, False)
     assert torch.equal(first.stats.scatter, second.stats.scatter)
     assert torch.equal(first.sample, second.sample)
     assert second.scores.score() == first.scores.score()
-    for changed in (
-            open_source(generator, seeds=range(1, 51)),
-            open_source(generator, seeds=range(51)),
-            open_source(f"{generator}@k-step:2", seeds=range(50)),
-    ):
+    half = of_checkpoint(Path(generator), precision="bf16")(range(50))
+    for changed in (source(range(1, 51)), source(range(51)), source(sampler="k-step:2"), half):
         assert run(changed)[0]
-    assert run(open_source(generator, seeds=range(50)), replace(extractor,
-                                                                identity="other weights"))[0]
+    assert run(source(), replace(extractor, identity="other weights"))[0]
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    assert run(open_source(generator, seeds=range(50)))[0]  # a damaged entry is made again
-    assert not run(open_source(generator, seeds=range(50)))[0]
+    assert run(source())[0]  # a damaged entry is made again
+    assert not run(source())[0]
+
+
+def test_two_networks_never_share_a_summary(judge, tmp_path):
+    """Without a digest of its weights nothing of a denoiser is kept, in memory neither."""
+    extractor, calls = counted(judge)
+    summaries = Summaries(extractor, cache=tmp_path)
+    one, two = (of_denoiser(small_denoiser(dropout=0.0).copy(epsilon=0.002), "one-step", "same")
+                for _ in range(2))
+    other = small_denoiser().copy(epsilon=0.002)
+    for parameter in other.parameters():
+        parameter.data *= 1.1
+    three = of_denoiser(other, "one-step", "same")
+    stats = [summaries.of(source(range(60))).stats for source in (one, two, three)]
+    assert torch.equal(stats[0].scatter, stats[1].scatter)
+    assert frechet_distance(stats[0], stats[2]) > 1e-6
+    table = measure([one(range(0)), three(range(0))], summaries, n=60, ranges=1)
+    assert table["value"].item() == pytest.approx(frechet_distance(stats[0], stats[2]))
+    assert sum(calls) == 5 * 60
+    assert summaries.made == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_names_the_file_that_was_loaded(judge, tmp_path):
+    """Also of a generator that keeps only what differs from its base: the same differences upon
+    another base are another network."""
+    base, other = small_denoiser(), small_denoiser()
+    for parameter in other.parameters():
+        parameter.data *= 1.5
+    keys = {}
+    for name, start_from in (("a", base), ("b", other)):
+        folder = tmp_path / name
+        checkpoint.save_denoiser(folder / "base.safetensors", start_from)
+        student = start_from.copy(epsilon=0.002)
+        next(student.parameters()).data.fill_(0.1)  # the one tensor that differs, the same in both
+        checkpoint.save_denoiser(folder / "student.safetensors", student,
+                                 base=folder / "base.safetensors")
+        source = open_source(str(folder / "student.safetensors")).reseed(range(40))
+        keys[name] = source.identity
+        assert len(checkpoint.read_tensors(folder / "student.safetensors")[0]) == 1
+    assert keys["a"] != keys["b"]
+    # one name for two files, one after the other
+    path, summaries = tmp_path / "run.safetensors", Summaries(judge, cache=tmp_path / "cache")
+    scatters = []
+    for folder in ("a", "b", "b"):
+        path.write_bytes((tmp_path / folder / "base.safetensors").read_bytes())
+        source = open_source(f"{path}@euler:2").reseed(range(40))
+        scatters.append(summaries.of(source).stats.scatter)
+    assert not torch.equal(scatters[0], scatters[1])
+    assert torch.equal(scatters[1], scatters[2])
+    assert len(summaries.made) == 2
+    (tmp_path / "a" / "base.safetensors").write_bytes(
+        (tmp_path / "b" / "base.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"needs .*base\.safetensors with digest"):
+        open_source(str(tmp_path / "a" / "student.safetensors"))
 
 
 def test_writers_at_once_leave_a_whole_cache(judge, tmp_path):
-
-    def work():
+    def work(_):
         for seed in range(4):
-            Summaries(judge,
-                      cache=tmp_path).of(array_source(noise(60, seed), identity={"seed": seed}))
+            Summaries(judge, cache=tmp_path).of(
+                array_source(noise(60, seed), identity={"seed": seed}))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [None] * 4  # raises what a thread raised
     assert len(list(tmp_path.iterdir())) == 4
     for path in tmp_path.iterdir():
         checkpoint.read_tensors(path)
 
 
-# --- the command
-# -------------------------------------------------------------------------------------------------------------
-
-GENERATOR = [str(zoo.path("gdd-i")), "digits", "--no-cache"]
+# --- the command ---
 
 
 @pytest.mark.slow
 def test_one_process_or_two_give_the_same_numbers(monkeypatch, tmp_path):
     # as torchrun sets it: float32 sums depend on it, the moments do not
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = [
-        "analysis.fid", *GENERATOR, "--metrics", "fd", "kid", "pr", "is", "--ranges", "1", "--json"
-    ]
-    alone = call(*options)
     monkeypatch.setenv("GDD_CACHE", str(tmp_path))
-    options.remove("--no-cache")
-    together = call("torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "-m",
-                    *options)
+    options = ["gdd-i", "digits", "--metrics", "fd", "kid", "pr", "is", "--ranges", "1", "--json"]
+    alone = call("analysis.fid", *options, "--no-cache")
+    together = start("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
+                     "analysis.fid", *options)
     assert alone.returncode == together.returncode == 0, together.stderr
-    assert "looked through digits, which is kin" in alone.stderr
+    assert alone.stderr == ""  # no warning: its discriminator shares nothing with the judge
     for one, two in zip(json.loads(alone.stdout), json.loads(together.stdout), strict=True):
         assert one.pop("value") == pytest.approx(two.pop("value"), rel=1e-9)
         errors = [row.pop("error") or 0 for row in (one, two)]
@@ -386,12 +498,12 @@ def test_one_process_or_two_give_the_same_numbers(monkeypatch, tmp_path):
         assert one == two
 
 
-@pytest.mark.slow
 def test_table_csv_and_saved_statistics(tmp_path):
-    done = call("analysis.fid", *GENERATOR, "--save-statistics", tmp_path / "s.npz")
+    done = call("analysis.fid", "gdd-i", "digits", "--no-cache", "--ranges", "2", "--precision",
+                "bf16", "--device", "cpu", "--save-statistics", tmp_path / "s.npz")
     assert done.returncode == 0, done.stderr
     assert "FD1797[digits]" in done.stdout
     again = call("analysis.fid", tmp_path / "s.npz", "digits", "--csv", "--no-cache")
     row = dict(zip(*(line.split(",") for line in again.stdout.splitlines()), strict=True))
     assert row["metric"] == "FD1797[digits]"
-    assert 0.8 < float(row["value"]) < 1.7
+    assert 0.5 < float(row["value"]) < 1.7

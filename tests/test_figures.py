@@ -59,7 +59,7 @@ def test_parameters_are_read_as_literals():
     assert figures._parameters(["steps=9", "run=gdd-i"], chosen) == {"steps": 9, "run": "gdd-i"}
     with pytest.raises(ValueError, match="name=value"):
         figures._parameters(["steps"], chosen)
-    with pytest.raises(ValueError, match="parameter of fig03 must be one of .*did you mean steps"):
+    with pytest.raises(ValueError, match=r"parameter of fig03 must be one of .*did you mean steps"):
         figures._parameters(["stepz=3"], chosen)
 
 

@@ -25,8 +25,7 @@ def test_gdd_i_freezes_what_the_paper_says(tiny):
 
 def test_levels_nest(tiny):
     shares = [
-        freeze(tiny, policy).share for policy in ("none", "gdd-i", "gdd-i+qkv", "gdd-i+qkv+skip")
-    ]
+        freeze(tiny, policy).share for policy in ("none", "gdd-i", "gdd-i+qkv", "gdd-i+qkv+skip")]
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert layers(freeze(tiny, "gdd-i+qkv+skip").names) == {"conv0", "conv1", "proj", "qkv", "skip"}

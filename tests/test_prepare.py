@@ -43,10 +43,8 @@ def write_folder(path, files):
 
 def test_center_crop_and_lanczos_are_those_of_edms_tool(tmp_path):
     images = [picture(0, (40, 31)), picture(1, (31, 40)), picture(2, (33, 33))]
-    folder = write_folder(tmp_path / "in", {
-        f"{k}.png": encoded(image)
-        for k, image in enumerate(images)
-    })
+    folder = write_folder(tmp_path / "in",
+                          {f"{k}.png": encoded(image) for k, image in enumerate(images)})
     prepare(folder, tmp_path / "out.zip", resolution=8, transform="center-crop")
     found = open_images(str(tmp_path / "out.zip")).images
     for image, result in zip(images, found, strict=True):
@@ -60,10 +58,7 @@ def test_center_crop_and_lanczos_are_those_of_edms_tool(tmp_path):
 
 def test_a_prepared_zip_has_edms_layout(tmp_path):
     files = {
-        f"{name}/x/{k}.png": encoded(picture(k, (8, 8)))
-        for name in ("dog", "cat")
-        for k in (0, 1)
-    }
+        f"{name}/x/{k}.png": encoded(picture(k, (8, 8))) for name in ("dog", "cat") for k in (0, 1)}
     folder = write_folder(tmp_path / "in", files | {"cat/._0.png": b"x", "notes.txt": b"x"})
     assert prepare(folder, tmp_path / "out.zip") == 4
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
@@ -82,8 +77,7 @@ def test_grey_cmyk_and_palette_become_rgb_when_asked(tmp_path):
     modes = {"a.png": "RGB", "b.png": "L", "c.jpg": "CMYK", "d.png": "P", "e.png": "RGBA"}
     files = {
         n: encoded(picture(0, (8, 8), m), "jpeg" if n.endswith("jpg") else "png")
-        for n, m in modes.items()
-    }
+        for n, m in modes.items()}
     folder = write_folder(tmp_path / "in", files)
     assert prepare(folder, tmp_path / "out.zip", rgb=True) == 5
     found = open_images(str(tmp_path / "out.zip")).images
@@ -96,9 +90,8 @@ def test_grey_cmyk_and_palette_become_rgb_when_asked(tmp_path):
 def cifar_batch(k, n=4):
     rng = np.random.default_rng(k)
     return {
-        "data": rng.integers(0, 256, (n, 3072), np.uint8),
-        "labels": rng.integers(0, 10, n).tolist()
-    }
+        "data": rng.integers(0, 256, (n, 3072), np.uint8), "labels": rng.integers(0, 10,
+                                                                                  n).tolist()}
 
 
 @pytest.fixture
@@ -140,13 +133,11 @@ def test_check_reports_what_a_set_holds(tmp_path):
 
 
 # --- what is wrong
-# -----------------------------------------------------------------------------------------------------------
 
 
 def sixteen_bit_rgb():
     """An 8x8 RGB PNG of 16 bits per channel, which Pillow would open as 8-bit RGB without a
     word."""
-
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(
             ">I", zlib.crc32(kind + data))
@@ -167,79 +158,39 @@ def bomb(side):
 
 GOOD = png()
 BAD = {
-    "truncated png": ({
-        "b.png": encoded(picture(0, (64, 64)))[:900]
-    }, "b.png cannot be read as an image"),
-    "truncated jpeg": ({
-        "b.jpg": encoded(picture(0, (64, 64)), "jpeg")[:900]
-    }, "b.jpg cannot be read as an image"),
-    "broken checksum": ({
-        "b.png": GOOD[:40] + b"\xff" + GOOD[41:]
-    }, "b.png cannot be read as an image"),
-    "grey among colour": ({
-        "b.png": png(mode="L")
-    }, "b.png is 8x8 grey, but a.png|b.png is 8x8 grey|differ in size or colour"),
-    "alpha": ({
-        "b.png": png(mode="RGBA")
-    }, "b.png has mode RGBA"),
-    "palette": ({
-        "b.png": png(mode="P")
-    }, "b.png has mode P"),
-    "cmyk": ({
-        "b.jpg": encoded(picture(0, (8, 8), "CMYK"), "jpeg")
-    }, "b.jpg has mode CMYK"),
-    "16 bit grey": ({
-        "b.png": encoded(Image.fromarray(np.zeros((8, 8), np.uint16)))
-    }, "b.png .* more than 8 bits per channel"),
-    "16 bit colour": ({
-        "b.png": sixteen_bit_rgb()
-    }, "b.png .* more than 8 bits per channel"),
-    "decompression bomb": ({
-        "b.png": bomb(9_000)
-    }, "b.png .* declares 9000x9000 pixels"),
-    "larger bomb": ({
-        "b.png": bomb(30_000)
-    }, "b.png .* could be decompression bomb"),
-    "other size": ({
-        "b.png": png((9, 9))
-    }, "9x9 RGB"),
-    "climbing name": ({
-        "../b.png": GOOD
-    }, r"'\.\./b\.png' leads out of the archive"),
-    "absolute name": ({
-        "/tmp/b.png": GOOD
-    }, "leads out of the archive"),
-    "drive": ({
-        "C:\\b.png": GOOD
-    }, "leads out of the archive"),
-    "json: text": ({
-        "dataset.json": b"labels"
-    }, "dataset.json is not"),
-    "json: list": ({
-        "dataset.json": b"[1]"
-    }, "dataset.json is not"),
-    "json: shape": ({
-        "dataset.json": b'{"labels": [["a.png"]]}'
-    }, "dataset.json is not"),
-    "json: class name": ({
-        "dataset.json": b'{"labels": [["a.png", "cat"]]}'
-    }, "class 'cat' of 'a.png'"),
-    "json: negative": ({
-        "dataset.json": b'{"labels": [["a.png", -1]]}'
-    }, "class -1 of 'a.png'"),
-    "json: nested": ({
-        "dataset.json": b"[" * 100_000
-    }, "dataset.json is not"),
-    "json: missing": ({
-        "dataset.json": b'{"labels": []}'
-    }, "no label for a.png"),
-    "json: more": ({
-        "dataset.json": b'{"labels": [["a.png", 0], ["../c.png", 1]]}'
-    }, r"lists \.\./c\.png"),
-    "json: twice": ({
-        "dataset.json": b'{"labels": [["a.png", 0], ["a.png", 1]]}'
-    }, "a name twice"),
-}
+    "truncated png": ({"b.png": encoded(picture(
+        0, (64, 64)))[:900]}, "b.png cannot be read as an image"),
+    "truncated jpeg": ({"b.jpg": encoded(picture(0, (64, 64)),
+                                         "jpeg")[:900]}, "b.jpg cannot be read as an image"),
+    "broken checksum": ({"b.png":
+                         GOOD[:40] + b"\xff" + GOOD[41:]}, "b.png cannot be read as an image"),
+    "grey among colour":
+    ({"b.png":
+      png(mode="L")}, "b.png is 8x8 grey, but a.png|b.png is 8x8 grey|differ in size or colour"),
+    "alpha": ({"b.png": png(mode="RGBA")}, "b.png has mode RGBA"),
+    "palette": ({"b.png": png(mode="P")}, "b.png has mode P"),
+    "cmyk": ({"b.jpg": encoded(picture(0, (8, 8), "CMYK"), "jpeg")}, "b.jpg has mode CMYK"),
+    "16 bit grey": ({"b.png": encoded(Image.fromarray(np.zeros(
+        (8, 8), np.uint16)))}, "b.png .* more than 8 bits per channel"),
+    "16 bit colour": ({"b.png": sixteen_bit_rgb()}, "b.png .* more than 8 bits per channel"),
+    "decompression bomb": ({"b.png": bomb(9_000)}, "b.png .* declares 9000x9000 pixels"),
+    "larger bomb": ({"b.png": bomb(30_000)}, "b.png .* could be decompression bomb"),
+    "other size": ({"b.png": png((9, 9))}, "9x9 RGB"),
+    "climbing name": ({"../b.png": GOOD}, r"'\.\./b\.png' leads out of the archive"),
+    "absolute name": ({"/tmp/b.png": GOOD}, "leads out of the archive"),
+    "drive": ({"C:\\b.png": GOOD}, "leads out of the archive"),
+    "json: text": ({"dataset.json": b"labels"}, "dataset.json is not"),
+    "json: list": ({"dataset.json": b"[1]"}, "dataset.json is not"),
+    "json: shape": ({"dataset.json": b'{"labels": [["a.png"]]}'}, "dataset.json is not"),
+    "json: class name": ({"dataset.json":
+                          b'{"labels": [["a.png", "cat"]]}'}, "class 'cat' of 'a.png'"),
+    "json: negative": ({"dataset.json": b'{"labels": [["a.png", -1]]}'}, "class -1 of 'a.png'"),
+    "json: nested": ({"dataset.json": b"[" * 100_000}, "dataset.json is not"),
+    "json: missing": ({"dataset.json": b'{"labels": []}'}, "no label for a.png"),
+    "json: more": ({"dataset.json":
+                    b'{"labels": [["a.png", 0], ["../c.png", 1]]}'}, r"lists \.\./c\.png"),
+    "json: twice": ({"dataset.json":
+                     b'{"labels": [["a.png", 0], ["a.png", 1]]}'}, "a name twice"), }
 
 
 @pytest.mark.filterwarnings("error")

@@ -17,10 +17,11 @@ from gdd.data.images import open_images
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.profiles import preset, profiles
-from gdd.profiles.paper import DEIT, LITE, TEACHERS, VGG
+from gdd.profiles.paper import DEIT, LITE, LPIPS, TEACHERS, VGG
 from gdd.sampling import generate
 from gdd.training.command import Train, parse, train
 from gdd.training.run import run
+from gdd.training.start import missing_files
 from gdd.weights import checkpoint
 from gdd.weights.download import expected_path
 
@@ -163,9 +164,12 @@ def test_a_class_conditional_run_needs_classes(tmp_path):
 
 def test_what_is_missing_says_where_it_comes_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-            FileNotFoundError,
-            match=r"checkpoints/edm-ffhq-64x64-uncond-ve.pkl is not there; `python -m gdd download"
-    ):
+    message = r"checkpoints/\S+ is not there; `python -m gdd download \w+` fetches it from https"
+    with pytest.raises(FileNotFoundError, match=message):
         train(parse(Train, ["ffhq-gdd", "--folder", str(tmp_path / "run")], "test"))
     assert not list(tmp_path.iterdir())
+    missing = " ".join(missing_files(profiles()["ffhq"]))
+    for name in ("datasets/ffhq-64x64.zip", "edm-ffhq-64x64-uncond-ve.pkl", "ffhq-64x64.npz", DEIT,
+                 LITE, LPIPS):
+        assert f"{name} " in missing or f"{name}.safetensors " in missing
+    assert not missing_files(profiles()["smoke"])

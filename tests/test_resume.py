@@ -1,8 +1,9 @@
-"""train(2N) is train(N), kill -9 and resume(N), bit for bit, wherever the kill strikes: one process
-and two."""
+"""train(2N) is train(N), kill -9 and resume(N), bit for bit, wherever the kill strikes, steps of R1
+among them: one process and two."""
 
 import dataclasses
 import itertools
+import math
 import os
 import random
 import signal
@@ -75,10 +76,13 @@ def live(server, folder, world, seconds=None, dies_in_write=None):
         server.Process(target=train_until, args=(folder, e, dies_in_write)) for e in environments]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + (90 if seconds is None else seconds)
-    while time.monotonic() < deadline and any(p.exitcode is None
-                                              for p in processes) and not any(p.exitcode
-                                                                              for p in processes):
+    deadline = time.monotonic() + (math.inf if seconds is None else seconds)
+
+    def go_on():
+        exits = [process.exitcode for process in processes]
+        return None in exits and not any(exits)  # neither all finished nor one dead
+
+    while time.monotonic() < deadline and go_on():
         time.sleep(0.005)
     killed = any(process.exitcode != 0 for process in processes)
     for process in processes:

@@ -58,7 +58,8 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path):
     with pytest.raises(Killed):
         go(folder, evaluate=stop_after(32))
     assert names(folder) == ["config.json", "environment.json", "log.csv", "state.safetensors"]
-    (folder / ".state.safetensors.12-34.partial").write_text("left by a kill in the middle of a write")
+    (folder /
+     ".state.safetensors.12-34.partial").write_text("left by a kill in the middle of a write")
     killed = go(folder)
     assert whole.read_bytes() == killed.read_bytes()  # weights, log and config
     assert names(folder) == ["config.json", "environment.json", "final.safetensors", "log.csv"]
@@ -94,8 +95,8 @@ def test_a_changed_config_is_named_field_by_field_and_refused_unless_asked_for(t
     with pytest.raises(ValueError, match=r"\(r1_interval: 2 there, 3 now\)"):
         go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("lr", )))
     with pytest.raises(
-            ValueError, match=
-            r"allow_change takes fields of the config but objective, backbones, .*; got freeze, size"):
+            ValueError,
+            match=r"allow_change takes fields of the config but objective, .*; got freeze, size"):
         go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("freeze", "size")))
     final = go(tmp_path, changed, keep=dataclasses.replace(QUARTERS,
                                                            allow_change=("lr", "r1_interval")))

@@ -14,7 +14,6 @@ class ClassifierFeatures(nn.Module):
     weight in common with `gdd.backbones.ClassifierBackbone`, so the discriminator's backbone never
     grades its own work.
     """
-
     def __init__(self, channels: int, resolution: int, classes: int, dim: int = 64):
         super().__init__()
         self.shape = (channels, resolution, resolution)
@@ -42,5 +41,5 @@ def classifier(network: ClassifierFeatures, name: str, identity: str, device: st
     network = network.eval().requires_grad_(False).to(device)
     return Extractor(name, name, identity if precision == "fp32" else f"{identity} {precision}",
                      lambda x: network(x.to(device)),
-                     lambda x: network.classifier(network(x.to(device))).softmax(dim=1),
-                     precision, device)
+                     lambda x: network.classifier(network(x.to(device))).softmax(dim=1), precision,
+                     device)

@@ -28,8 +28,8 @@ def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
     network: Any
     try:
         if path.is_file():
-            network = timm.create_model(model, pretrained=True,
-                                        pretrained_cfg_overlay={"file": str(path)}, **options)
+            network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay={
+                "file": str(path)}, **options)
         else:
             if where := (timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()).hf_hub_id:
                 _reach("huggingface.co",
@@ -43,8 +43,8 @@ def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
                  for key in ("mean", "std"))
 
     def features(images: Tensor) -> Tensor:
-        x = F.interpolate(rgb(images), size=(size, size), mode="bicubic",
-                          antialias=True).clip(0, 255)
+        x = F.interpolate(rgb(images), size=(size, size), mode="bicubic", antialias=True).clip(
+            0, 255)
         return network(((x - mean) / std).to(device)).flatten(1)
 
     state = hashlib.sha256()

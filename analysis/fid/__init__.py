@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "FeatureStats", "bootstrap_interval", "fd_infinity", "frechet_distance", "label", "matrix"
-]
+    "FeatureStats", "bootstrap_interval", "fd_infinity", "frechet_distance", "label", "matrix"]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,8 +45,9 @@ def measure(sources: Sequence[Source | Statistics], summaries: Summaries, *,
     for index in range(ranges if any(isinstance(s, Source) and s.reseed for s in sources) else 1):
         seeds = range(first_seed + index * n, first_seed + (index + 1) * n)
         seeded = [s.reseed(seeds) if isinstance(s, Source) and s.reseed else s for s in sources]
-        tables.append(compare(seeded, summaries, wanted, bootstrap=bootstrap,
-                              allow_different_n=allow_different_n))
+        tables.append(
+            compare(seeded, summaries, wanted, bootstrap=bootstrap,
+                    allow_different_n=allow_different_n))
     table = pd.concat(tables, ignore_index=True)
     return table.drop_duplicates(ignore_index=True)  # data sets among themselves, once per range
 
@@ -85,12 +86,13 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
         check_pair(a, b, extractor, allow_different_n or list(metrics) == ["fd-infinity"])
     _check_channels(sources)
     classify = "is" in metrics
-    found = [summaries.of(source, classify=classify) if isinstance(source, Source) else None
-             for source in sources]
+    found = [
+        summaries.of(source, classify=classify) if isinstance(source, Source) else None
+        for source in sources]
     stats = [(known or s).stats for known, s in zip(found, sources, strict=True)]  # type: ignore
     if len({len(moments.mean) for moments in stats}) > 1:
-        listed = ", ".join(f"{s.name} {len(moments.mean)}"
-                           for s, moments in zip(sources, stats, strict=True))
+        listed = ", ".join(
+            f"{s.name} {len(moments.mean)}" for s, moments in zip(sources, stats, strict=True))
         raise ValueError(
             f"statistics differ in dimension ({listed}); the features are {extractor.name}")
     distances = matrix(stats) if "fd" in metrics else None
@@ -115,29 +117,30 @@ def compare(sources: Sequence[Source | Statistics], summaries: Summaries, metric
         rows += [_where(sources[i], sources[j], extractor) | row for row in pair]
     if "is" in metrics:
         rows += [_inception_score(*pair, extractor) for pair in zip(sources, found, strict=True)]
-    columns = "a b features seeds n_a n_b metric value error low high".split()
+    columns = ["a", "b", "features", "seeds", "n_a", "n_b", "metric", "value", "error", "low",
+               "high"]  # yapf: disable
     return pd.DataFrame(rows, columns=columns)
 
 
 def _where(a: Source | Statistics, b: Source | Statistics | None, extractor: Extractor) -> Row:
     seeds = [s.seeds for s in (a, b) if isinstance(s, Source) and s.seeds]
     text = f"{seeds[0].start}-{seeds[0].stop - 1}" if seeds else ""
-    return {"a": a.name, "b": b.name if b else "", "features": extractor.name, "seeds": text,
-            "n_a": a.n, "n_b": b.n if b else None}
+    return dict(a=a.name, b=b.name if b else "", features=extractor.name, seeds=text, n_a=a.n,
+                n_b=b.n if b else None)
 
 
 def _sample_rows(fake: Tensor, real: Tensor, extractor: Extractor,
                  metrics: Sequence[str]) -> list[Row]:
-    size, values = min(len(fake), len(real)), {}
-    error = float("nan")
+    size, values, errors = min(len(fake), len(real)), {}, {}
     if "kid" in metrics:
-        values["KID"], error = kid(fake, real)
+        values["KID"], errors["KID"] = kid(fake, real)
     if "pr" in metrics:
         values["precision"], values["recall"] = precision_recall(fake, real)
     if "dc" in metrics:
         values["density"], values["coverage"] = density_coverage(fake, real)
-    return [{"metric": label(extractor.name, size, name), "value": value,
-             "error": error if name == "KID" else float("nan")} for name, value in values.items()]
+    return [
+        dict(metric=label(extractor.name, size, name), value=value, error=errors.get(
+            name, float("nan"))) for name, value in values.items()]
 
 
 def _inception_score(source: Source | Statistics, summary: Summary | None,
@@ -166,8 +169,8 @@ def check_pair(a: Source | Statistics, b: Source | Statistics, extractor: Extrac
     if a.n and b.n and a.n != b.n and not different_n:
         raise ValueError(
             f"{a.name} has n = {a.n:,}, {b.name} n = {b.n:,}, and the distance depends on n: give "
-            "--n, or --metrics fd-infinity, or --allow-different-n, as for a FID50k against a whole "
-            "training set")
+            "--n, or --metrics fd-infinity, or --allow-different-n, as for a FID50k against a "
+            "whole training set")
 
 
 def _check_channels(sources: Sequence[Source | Statistics]) -> None:
@@ -185,5 +188,4 @@ def shared_backbones(generator: str, backbones: Iterable[str], extractor: Extrac
     return [
         f"the discriminator of {generator} looked through {name}, which is of the family of the "
         f"features {extractor.name} that grade it here; believe another family's features rather"
-        for name in backbones if family(name) == extractor.family
-    ]
+        for name in backbones if family(name) == extractor.family]

@@ -123,8 +123,8 @@ def fd_infinity(features: Tensor, reference: FeatureStats, *, points: int = 15,
     biases FD upwards.
     """
     if len(features) < 2 * points:
-        raise ValueError(f"an extrapolation over {points} sizes needs at least {2 * points} images; "
-                         f"got {len(features)}")
+        raise ValueError(f"an extrapolation over {points} sizes needs at least {2 * points} "
+                         f"images; got {len(features)}")
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(len(features) // 2, len(features), points).long()
     values = []

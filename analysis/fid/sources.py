@@ -37,7 +37,6 @@ class Source:
 
     def part(self, indices: Sequence[int], name: str) -> "Source":
         """Some of the images, in the order of `indices`, as a source of its own."""
-
         def batches(chosen: Sequence[int], batch_size: int) -> Iterator[Tensor]:
             yield from self.batches([indices[index] for index in chosen], batch_size)
 
@@ -48,7 +47,7 @@ class Source:
     def disjoint(self, n: int, seed: int) -> "tuple[Source, Source]":
         """Two random draws of `n` images that share none. Raises ValueError if they are too few."""
         if self.n < 2 * n:
-            raise ValueError(f"{self.name} has {self.n:,} images, two disjoint draws need {2 * n:,}")
+            raise ValueError(f"{self.name} has {self.n:,} images; two draws need {2 * n:,}")
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed)).tolist()
         one, two = order[:n], order[n:2 * n]
         return self.part(one, f"{self.name}, draw 0"), self.part(two, f"{self.name}, draw 1")
@@ -96,9 +95,10 @@ def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
     parse_sampler(sampler)  # a wrong one is refused now
     # every run folder has a final one
     name = f"{path.parent.name}/{path.stem}" if path.stem == "final" else path.stem
-    return of_denoiser(to_device(denoiser, device, precision), sampler, f"{name}@{sampler}",
-                       weights=[digest(path), metadata.get("base_digest"), precision],
-                       backbones=tuple(metadata.get("backbones", ())))
+    return of_denoiser(to_device(denoiser, device, precision), sampler,
+                       f"{name}@{sampler}", weights=[
+                           digest(path), metadata.get("base_digest"), precision], backbones=tuple(
+                               metadata.get("backbones", ())))
 
 
 def of_denoiser(denoiser: Denoiser, sampler: str, name: str, *, weights: Any = None,
@@ -109,7 +109,6 @@ def of_denoiser(denoiser: Denoiser, sampler: str, name: str, *, weights: Any = N
     shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
 
     def of(seeds: range) -> Source:
-
         def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
             asked = None if labels is None else labels[list(indices)]
             for images in generate(denoiser, [seeds[index] for index in indices], sampler=sampler,
@@ -125,7 +124,6 @@ def of_denoiser(denoiser: Denoiser, sampler: str, name: str, *, weights: Any = N
 
 
 def _dataset(name: str, dataset: Images, identity: dict[str, Any]) -> Source:
-
     def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         for part in torch.tensor(indices, dtype=torch.long).split(batch_size):
             yield dataset.images[part]
@@ -161,8 +159,7 @@ def _arrays(path: Path) -> Source | Statistics:
             part = array[list(indices[start:start + batch_size])]
             yield torch.from_numpy(np.ascontiguousarray(part))
 
-    return Source(path.name, len(array), array.shape[1:], {"files": digest(path)},
-                  batches)
+    return Source(path.name, len(array), array.shape[1:], {"files": digest(path)}, batches)
 
 
 def _statistics(path: Path, found: dict[str, np.ndarray]) -> Statistics:

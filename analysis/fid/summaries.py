@@ -87,9 +87,7 @@ class Summaries:
         summary = _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
         if path and _rank() == 0:
             _write(path, summary, {
-                "source": source.identity,
-                "name": source.name,
-                "extractor": self.extractor.identity
+                "source": source.identity, "name": source.name, "extractor": self.extractor.identity
             })
         return summary
 
@@ -121,7 +119,6 @@ def _pass(source: Source, extractor: Extractor, batch_size: int, classify: bool)
 
 class _Partial:
     """What one process has seen so far."""
-
     def __init__(self) -> None:
         self.stats: FeatureStats | None = None
         self.scores: ClassScores | None = None
@@ -182,10 +179,7 @@ def _world() -> int:
 
 def _write(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
     tensors = {
-        "mean": summary.stats.mean,
-        "scatter": summary.stats.scatter,
-        "sample": summary.sample
-    }
+        "mean": summary.stats.mean, "scatter": summary.stats.scatter, "sample": summary.sample}
     if summary.scores is not None:
         tensors |= {f"scores.{name}": value for name, value in vars(summary.scores).items()}
     checkpoint.write_tensors(path, tensors, provenance | {"n": summary.stats.n})
@@ -196,9 +190,8 @@ def _read(path: Path) -> Summary | None:
     try:
         tensors, metadata = checkpoint.read_tensors(path)
         scores = {
-            name.removeprefix("scores."): value
-            for name, value in tensors.items() if name.startswith("scores.")
-        }
+            name.removeprefix("scores."): value for name, value in tensors.items()
+            if name.startswith("scores.")}
         stats = FeatureStats(metadata["n"], tensors["mean"], tensors["scatter"])
         return Summary(stats, tensors["sample"], ClassScores(**scores) if scores else None)
     except (FileNotFoundError, ValueError, KeyError, TypeError):

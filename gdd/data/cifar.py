@@ -22,6 +22,5 @@ def read_cifar_batch(file: BinaryIO, size: int) -> tuple[np.ndarray, list[int]]:
     if not isinstance(labels, list) or not all(type(k) is int and 0 <= k < 10 for k in labels):
         raise ValueError("is no CIFAR-10 batch: its labels are not in 0..9")
     if len(labels) != len(images):
-        raise ValueError(
-            f"is no CIFAR-10 batch: {len(labels)} labels for {len(images)} images")
+        raise ValueError(f"is no CIFAR-10 batch: {len(labels)} labels for {len(images)} images")
     return images.reshape(-1, 3, 32, 32), labels

@@ -1,5 +1,5 @@
-"""Images in: scikit-learn's digits, or the pictures of `gdd.data.pictures`; and the one uint8 <-> [-1,1]
-rule.
+"""Images in: scikit-learn's digits, or the pictures of `gdd.data.pictures`; and the one rule from
+uint8 to [-1,1] and back.
 
 A data set is decoded once into one uint8 tensor (CIFAR-10: 154 MB), so that training never waits
 for it; one that would take more than `IN_MEMORY` bytes is decoded as it is asked for.
@@ -32,7 +32,6 @@ def to_uint8(images: Tensor) -> Tensor:
 class Streamed:
     """uint8 images (N,C,H,W) decoded when indexed, by a slice or by indices (B,): `shape` and `len`
     as a tensor's."""
-
     def __init__(self, pictures: Pictures):
         self.pictures = pictures
         first = pictures.array(0)
@@ -116,8 +115,8 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Data set indices (batch_size,) of training step `step`: seeded epochs without repeats, and no
     state to resume."""
     positions = range(step * batch_size, (step + 1) * batch_size)
-    return torch.stack(
-        [_epoch_order(size, seed, position // size)[position % size] for position in positions])
+    return torch.stack([
+        _epoch_order(size, seed, position // size)[position % size] for position in positions])
 
 
 @lru_cache(maxsize=4)

@@ -164,7 +164,6 @@ def _listed_labels(path: Path, names: Sequence[str], content: bytes) -> list[int
 
 
 def _cifar_folder(path: Path) -> Pictures:
-
     def opened(name: str) -> tuple[np.ndarray, list[int]]:
         try:
             with (path / name).open("rb") as file:
@@ -201,8 +200,7 @@ def _cifar(path: Path, batches: Sequence[tuple[np.ndarray, list[int]]]) -> Pictu
     images = np.concatenate([images for images, _ in batches]).transpose(0, 2, 3, 1)  # (N,32,32,3)
     names = [
         f"{name}[{index}]" for name, (part, _) in zip(CIFAR_BATCHES, batches, strict=True)
-        for index in range(len(part))
-    ]
+        for index in range(len(part))]
     labels = [label for _, part in batches for label in part]
     return _made(path, names, labels,
                  lambda index: Image.fromarray(np.ascontiguousarray(images[index])))

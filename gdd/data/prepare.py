@@ -8,7 +8,6 @@ A prepared zip holds stored, uncompressed PNGs `00000/img00000000.png`, ... and 
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from gdd.data.images import describe_shape
 from gdd.data.pictures import Pictures, open_pictures
+from gdd.files import write_atomically
 
 Transform = Literal["none", "center-crop"]
 
@@ -47,9 +47,8 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
         raise ValueError("center-crop needs a resolution")
     pictures = open_pictures(source)
     count = min(len(pictures), max_images or len(pictures))
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def write(partial: Path) -> None:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             labels, shape = [], None
             for index in tqdm(range(count), unit="image", desc=target.name, disable=None):
@@ -64,13 +63,10 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
                 image.save(content, "png", compress_level=0)  # decodes fastest
                 archive.writestr(name, content.getvalue())
                 labels.append([name, pictures.labels[index]] if pictures.labels else None)
-            archive.writestr("dataset.json",
-                             json.dumps({"labels": labels if pictures.labels else None}))
-        partial.replace(target)
-    except OSError as error:
-        raise OSError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+            listed = {"labels": labels if pictures.labels else None}
+            archive.writestr("dataset.json", json.dumps(listed))
+
+    write_atomically(target, write)
     return count
 
 
@@ -126,7 +122,8 @@ class Report:
         else:
             yield "no labels"
         first = ", first {} = {}".format(*self.duplicates[0]) if self.duplicates else ""
-        yield f"{len(self.duplicates):,} duplicates{first}; digest of pixels and labels {self.digest}"
+        yield (f"{len(self.duplicates):,} duplicates{first}; digest of pixels and labels "
+               f"{self.digest}")
 
 
 def check(source: Path | str) -> Report:
@@ -143,8 +140,8 @@ def check(source: Path | str) -> Report:
             report.problems.append(str(error))
             continue
         report.shapes[pixels.shape] += 1
-        key = hashlib.blake2b(pixels.tobytes(), digest_size=16,
-                              salt=str(pixels.shape[-1]).encode()).digest()
+        key = hashlib.blake2b(pixels.tobytes(), digest_size=16, salt=str(
+            pixels.shape[-1]).encode()).digest()
         whole.update(key)
         if (first := seen.setdefault(key, index)) != index:
             report.duplicates.append((pictures.names[index], pictures.names[first]))

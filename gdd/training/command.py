@@ -17,6 +17,13 @@ from gdd.config import Hardware, Keep, TrainConfig
 from gdd.profiles import Profile, preset, profiles
 
 
+class _Unchecked(TrainConfig):
+    """Checked once all flags are read, so that what is wrong is one line like any other error."""
+
+    def __post_init__(self):
+        pass
+
+
 @dataclass
 class Train:
     """Train in a run folder, or go on with what is there; `train --help` lists the presets."""
@@ -28,7 +35,7 @@ class Train:
     dry_run: bool = False
     """Print the resolved config, what is frozen, and an estimate of the memory; train nothing, and
     need no file."""
-    config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    config: OmitArgPrefixes[TrainConfig] = field(default_factory=_Unchecked)
     keep: OmitArgPrefixes[Keep] = field(default_factory=lambda: Keep(samples=64, tensorboard=True))
     hardware: OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
 
@@ -45,8 +52,10 @@ def parse(kind: type[Train], arguments: list[str], prog: str) -> Train:
     if not name or name.startswith("-"):
         raise ValueError(f"a preset must be named first, as in {prog} desk-gdd-i; --help lists all")
     profile, run = preset(name)
-    default = kind(preset=name, config=profile.config(run))
-    return tyro.cli(kind, args=arguments[1:], default=default, prog=f"{prog} {name}")
+    default = kind(preset=name, config=_Unchecked(**vars(profile.config(run))))
+    args = tyro.cli(kind, args=arguments[1:], default=default, prog=f"{prog} {name}")
+    args.config = TrainConfig(**vars(args.config))
+    return args
 
 
 def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
@@ -74,7 +83,8 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
     try:
         with asked_to_stop() as asked:
             say(f"freeze={config.freeze}: {freeze(start.network, config.freeze)}")
-            say(run(args.folder, config, dataset, start.network, start.backbones, keep=args.keep,
+            say(
+                run(args.folder, config, dataset, start.network, start.backbones, keep=args.keep,
                     hardware=args.hardware, distance=start.distance, evaluate=evaluate,
                     best_by=best_by, asked=asked))
     except Stopped as stopped:
@@ -116,8 +126,7 @@ def _describe(profile: Profile, name: str, args: Train) -> None:
         print(f"  {block}: {held:,} of {total:,} frozen")
     backbones: list[Backbone] = [
         new_backbone(profile, name) if name in profile.classifiers else TimmBackbone(
-            name, image_size=config.d_image_size) for name in config.backbones
-    ]
+            name, image_size=config.d_image_size) for name in config.backbones]
     lpips = Lpips() if config.distillation and config.distance == "lpips" else None
     processes = max(args.hardware.devices, 1) * max(args.hardware.nodes, 1)
     share = config.batch_size // processes

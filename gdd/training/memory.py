@@ -55,8 +55,8 @@ def estimate(
         before = peak.now
         n, shape = config.batch_size, (start.channels, start.resolution, start.resolution)
         labels = torch.zeros(n, dtype=torch.long) if start.label_dim else None
-        batch = Batch(torch.zeros(n, *shape), labels, *(torch.zeros(n, *shape) for _ in range(3)),
-                      sigma=torch.ones(n), uniform=torch.zeros(n, 3))
+        real, latents, d_latents, noise = (torch.zeros(n, *shape) for _ in range(4))
+        batch = Batch(real, labels, latents, d_latents, noise, torch.ones(n), torch.zeros(n, 3))
         with peak:
             take_step(state, models, batch)
         optimizers = [state.optimizer, *([state.d_optimizer] if state.d_optimizer else ())]

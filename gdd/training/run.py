@@ -29,26 +29,16 @@ from gdd.weights import checkpoint
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 Row = dict[str, float]
+_KEEP = Keep()
 
 
-def run(
-        folder: Path | str,
-        config: TrainConfig,
-        dataset: Images,
-        start: Denoiser,
-        backbones: Sequence[Backbone] = (),
-        *,
-        keep: Keep = Keep(),
-        hardware: Hardware = ONE_CPU,
-        distance: Distance | None = None,  # noqa: B008 (it is frozen)
-        evaluate: Evaluate | None = None,
-        best_by: str = "",
-        dtype: torch.dtype = torch.float32,
-        bar_position: int = 0,
-        asked: Sequence[int] = (),
+def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoiser,
+        backbones: Sequence[Backbone] = (), *, keep: Keep = _KEEP, hardware: Hardware = ONE_CPU,
+        distance: Distance | None = None, evaluate: Evaluate | None = None, best_by: str = "",
+        dtype: torch.dtype = torch.float32, bar_position: int = 0, asked: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None) -> Path:
-    """Train, or go on training, in `folder` (gdd/folder.py lists its files); returns the finished
-    `final.safetensors`.
+    """Train, or go on training, in `folder` (gdd/training/folder.py lists its files); returns the
+    finished `final.safetensors`.
 
     `evaluate(state)`, called in every process, adds to each row of the log; the EMA network with
     the least `best_by` of them is kept. `bar_position` keeps the progress bars of runs side by side
@@ -65,10 +55,8 @@ def run(
                      on_nan=keep.on_nan, max_skips=keep.max_skips)
 
     steps = training()
-    origin = {
-        **(provenance or {}), "train": asdict(config),
-        "backbones": [backbone.name for backbone in backbones]
-    }
+    origin = {**(provenance or {}), "train": asdict(config),
+              "backbones": [backbone.name for backbone in backbones]}  # yapf: disable
     with RunFolder(Path(folder), engine) as files:
         engine.on_rank_zero(lambda: files.verify_config(config, keep.allow_change))
         finished, resumed = engine.broadcast((files.final.exists(), files.state.exists()))
@@ -83,38 +71,32 @@ def run(
         if keep.on_nan == "rollback" and not resumed:
             record.save()
         record.open(bar_position)
+        count = -(-config.total_images // config.batch_size)
+        ticks = {-(-count * (tick + 1) // keep.ticks) for tick in range(keep.ticks)}
         with record.bar:
-            while True:
+            while state.images_seen < config.total_images:
                 try:
-                    _follow(steps, record, asked)
-                    break
+                    next(steps)
                 except FloatingPointError as error:
-                    good = f"last good state: {files.state}" if files.state.exists(
-                    ) else "no state had been saved yet"
-                    problem = f"stopped after {state.images_seen} images: {error}; {good}"
                     rollbacks = state.rollbacks + 1
                     if keep.on_nan != "rollback" or rollbacks > keep.max_skips:
-                        raise FloatingPointError(problem) from None
+                        saved = f"last good state: {files.state}" if files.state.exists() else ""
+                        raise FloatingPointError(
+                            f"stopped after {state.images_seen} images: {error}; "
+                            f"{saved or 'no state had been saved yet'}") from None
                     record.load()
                     state.rollbacks = rollbacks
                     steps = training()
+                    continue
+                record.step()
+                if state.step in ticks:
+                    record.tick()
+                if engine.any(bool(asked)) and state.images_seen < config.total_images:
+                    record.save()
+                    raise Stopped(f"stopped after {state.images_seen:,} of {config.total_images:,} "
+                                  f"images, saved in {files.state}")
         record.finish(dtype)
     return files.final
-
-
-def _follow(steps: Iterator[TrainState], record: "_Record", asked: Sequence[int]) -> None:
-    config, engine = record.state.config, record.files.engine
-    count = -(-config.total_images // config.batch_size)
-    ticks = {-(-count * (tick + 1) // record.keep.ticks) for tick in range(record.keep.ticks)}
-    for state in steps:
-        record.step()
-        if state.images_seen // config.batch_size in ticks:
-            record.tick()
-        if engine.any(bool(asked)) and state.images_seen < config.total_images:
-            record.save()
-            raise Stopped(
-                f"stopped after {state.images_seen:,} of {config.total_images:,} images, saved in {record.files.state}"
-            )
 
 
 @dataclass
@@ -135,18 +117,14 @@ class _Record:
     def load(self) -> None:
         metadata = load_state(self.files.state, self.state)
         if metadata["teacher"] != self.provenance["teacher"]:
-            raise ValueError(
-                f"{self.files.path} holds a run that started from another network; name its teacher or another folder"
-            )
+            raise ValueError(f"{self.files.path} holds a run that started from another network; "
+                             "name its teacher or another folder")
         self.log, self.sums = metadata["log"], metadata["sums"]
 
     def save(self) -> None:
         tensors, counts = pack_state(self.state)
         metadata = counts | {
-            "log": self.log,
-            "sums": self.sums,
-            "teacher": self.provenance["teacher"]
-        }
+            "log": self.log, "sums": self.sums, "teacher": self.provenance["teacher"]}
         self.files.engine.on_rank_zero(
             lambda: checkpoint.write_tensors(self.files.state, tensors, metadata))
 
@@ -170,9 +148,7 @@ class _Record:
             self.sums.setdefault(name, []).append(value)
         self.bar.n = self.state.images_seen - self.state.config.batch_size  # a rollback goes back
         shown = {
-            name: f"{value:.3g}"
-            for name, value in (self.measured | self.state.metrics).items()
-        }
+            name: f"{value:.3g}" for name, value in (self.measured | self.state.metrics).items()}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(self.state.config.batch_size)
 
@@ -182,12 +158,8 @@ class _Record:
         state, (since, images) = self.state, self.began
         average = replace(state, ema=whole(state.ema))
         row: Row = {
-            "images": state.images_seen,
-            **{
-                name: sum(values) / len(values)
-                for name, values in self.sums.items()
-            }
-        }
+            "images": state.images_seen, **{
+                name: sum(values) / len(values) for name, values in self.sums.items()}}
         row |= {name: count for name in ("skipped", "rollbacks") if (count := getattr(state, name))}
         if state.engine.scaler:
             row["fp16_scale"] = state.engine.scaler.get_scale()
@@ -207,9 +179,7 @@ class _Record:
         earlier = [row[self.best_by] for row in self.log if self.best_by in row]
         if self.best_by in self.measured and self.measured[self.best_by] <= min(earlier):
             given = self.provenance | self.measured | {
-                "images_seen": self.state.images_seen,
-                "weights": "EMA"
-            }
+                "images_seen": self.state.images_seen, "weights": "EMA"}
             checkpoint.save_denoiser(self.files.best, average, **given)
         if self.keep.samples:
             self._picture(average)
@@ -236,10 +206,8 @@ class _Record:
         self.files.engine.on_rank_zero(lambda: self._finish(average, dtype))
 
     def _finish(self, average: Denoiser, dtype: torch.dtype) -> None:
-        log = [{
-            name: value
-            for name, value in row.items() if name not in TIMINGS
-        } for row in self.log]
+        log = [
+            {name: value for name, value in row.items() if name not in TIMINGS} for row in self.log]
         given = {name: value for name, value in self.provenance.items() if name != "teacher"}
         given |= {"log": log, "images_seen": self.state.images_seen, "weights": "EMA"}
         checkpoint.save_denoiser(self.files.final, average, dtype=dtype, **given)

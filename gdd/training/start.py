@@ -74,8 +74,9 @@ def any_finished(profile: Profile, name: str) -> Path:
     """Today's file of the run, else a shipped one of its name; raises ValueError with a way on."""
     path = finished(profile, name) or shipped(profile, name)
     if path is None:
-        way = f"`python -m gdd train {profile.name}-{name} --folder FOLDER` makes it; then name its file"
-        raise ValueError(f"teacher {name} of profile {profile.name} is not trained yet: {way}")
+        command = f"python -m gdd train {profile.name}-{name} --folder FOLDER"
+        raise ValueError(f"teacher {name} of profile {profile.name} is not trained yet: `{command}`"
+                         " makes it; then name its file by --teacher")
     return path
 
 

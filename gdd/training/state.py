@@ -86,11 +86,12 @@ def load_state(path: Path | str, state: TrainState) -> dict[str, Any]:
 
 
 def _modules(state: TrainState) -> dict[str, nn.Module]:
-    modules = {"generator": state.generator, "ema": state.ema}
+    modules: dict[str, nn.Module] = {"generator": state.generator, "ema": state.ema}
     if state.discriminator is not None:  # without its backbones, which have files of their own
-        parts = {"projections": state.discriminator.projections, "heads": state.discriminator.heads}
-        if state.discriminator.classes is not None:
-            parts["classes"] = state.discriminator.classes
+        found = state.discriminator
+        parts: dict[str, nn.Module] = {"projections": found.projections, "heads": found.heads}
+        if found.classes is not None:
+            parts["classes"] = found.classes
         modules["discriminator"] = nn.ModuleDict(parts)
     return modules
 

@@ -24,6 +24,7 @@ from gdd.weights import zoo
 from gdd.weights.edm_pickle import read_network
 
 FORMAT = "gdd-1"
+Metadata = Mapping[str, Any]
 SUFFIXES = (".safetensors", ".pkl", ".pickle")  # of network files
 
 
@@ -36,13 +37,12 @@ def weights_digest(module: torch.nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor],
-                  metadata: Mapping[str, Any]) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
     """Tensors and JSON-able metadata as one safetensors file."""
     # one entry: safetensors writes several in no set order, and equal runs make equal files
     text = json.dumps(metadata)
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    
+
     def write(partial: Path) -> None:
         try:
             save_file(content, partial, {FORMAT: text})
@@ -151,7 +151,7 @@ def locate(name: Path | str) -> Path:
         raise
 
 
-def sampler_of(denoiser: Denoiser, metadata: Mapping[str, Any]) -> str:
+def sampler_of(denoiser: Denoiser, metadata: Metadata) -> str:
     """What a file's network is sampled with, unless it is said: as it was trained."""
     trained = metadata.get("train", {})
     if trained.get("objective", "gdd" if denoiser.epsilon else "edm") == "edm":
@@ -197,8 +197,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def _build(path: Path | str, tensors: Mapping[str, Tensor],
-           metadata: Mapping[str, Any]) -> Denoiser:
+def _build(path: Path | str, tensors: Mapping[str, Tensor], metadata: Metadata) -> Denoiser:
     """The denoiser that `metadata` describes, with copies of `tensors`; what a file claims is held
     against what it has."""
     epsilon = metadata.get("epsilon", 0.0)

@@ -26,8 +26,7 @@ ADDRESSES = {
     VGG: f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors",
     LPIPS: f"{TIMM}/vgg16.tv_in1k/resolve/main/model.safetensors",
     LITE: f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors",
-    DEIT: f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors",
-}
+    DEIT: f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors", }
 _BLOCK = 1 << 20
 
 

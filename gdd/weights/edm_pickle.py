@@ -54,7 +54,6 @@ def read_network(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 class _Names(Names):
     """The names of a network file: what every pickle may ask for, and torch's."""
-
     def __init__(self, budget: int):
         super().__init__(budget)
         self.functions |= {
@@ -65,8 +64,7 @@ class _Names(Names):
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "torch.Size": lambda *args: Record("torch.Size", args),
-            "torch.device": lambda *args: Record("torch.device", args),
-        }
+            "torch.device": lambda *args: Record("torch.device", args), }
 
     def resolve(self, name: str) -> Callable[..., Any] | None:
         if _INERT.fullmatch(name):
@@ -113,8 +111,8 @@ def _persistent(meta: dict[str, Any]) -> Record:
     return Record(meta["class_name"], state=meta["state"])
 
 
-def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_:
-            Any) -> Tensor:
+def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
+            *_) -> Tensor:
     if not isinstance(storage, Tensor) or not all(
             type(n) is int and n >= 0 for n in (offset, *size, *stride)):
         raise ValueError("a tensor that is not made of a storage and counts")

@@ -45,7 +45,6 @@ class Record:
 class Names:
     """What a name in a file stands for: plain containers, and numpy's arrays as `Record`s. `budget`
     bytes bound what copies may take, so that no object is multiplied."""
-
     def __init__(self, budget: int):
         # protocol 2 writes bytes as text, so an honest file passes through here twice
         self.budget = 3 * budget + 4096
@@ -53,8 +52,7 @@ class Names:
             "collections.OrderedDict": lambda: {},
             "_codecs.encode": self.encode,
             "numpy.dtype": lambda *args: Record("numpy.dtype", args),
-            "numpy.ndarray": lambda *args: Record("numpy.ndarray", args),
-        }
+            "numpy.ndarray": lambda *args: Record("numpy.ndarray", args), }
         for builtins, copyreg in (("builtins", "copyreg"), ("__builtin__", "copy_reg")):
             self.functions[f"{builtins}.set"] = self.to_set
             self.functions[f"{builtins}.object"] = lambda: Record("object")
@@ -153,7 +151,6 @@ class RefusedError(ValueError):
 
 class _Bounded(io.RawIOBase):
     """A file that refuses to hand out more than it has, before any memory is asked for."""
-
     def __init__(self, file: BinaryIO):
         self.file, self.start = file, file.tell()
         self.end = file.seek(0, os.SEEK_END)
@@ -175,14 +172,14 @@ class _Bounded(io.RawIOBase):
         return self.file.tell() - self.start
 
 
-_VALUES = frozenset("""
-    BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
-    SHORT_BINBYTES BINBYTES8 BYTEARRAY8 BINSTRING SHORT_BINSTRING INT LONG FLOAT STRING UNICODE
-""".split())
+_VALUES = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING",
+    "SHORT_BINSTRING", "INT", "LONG", "FLOAT", "STRING", "UNICODE",
+}  # yapf: disable
 
 
 class _Machine:
-
     def __init__(self, resolve: Callable[[str], Callable[..., Any] | None]):
         self.resolve = resolve
         self.stack: list[Any] = []
