@@ -31,8 +31,7 @@ LOSSES = {
     "CD-I": RUNS["cd-i"],
     "PD": replace(RUNS["cd"], objective="pd"),
     "CTM": replace(RUNS["cd"], objective="ctm"),
-    "GDD + CD": RUNS["gdd+cd"],
-}
+    "GDD + CD": RUNS["gdd+cd"], }
 STEPS = 32  # two of them with R1
 
 

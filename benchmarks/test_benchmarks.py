@@ -87,8 +87,8 @@ def test_generator_to_distance_against_png_files(tmp_path: Path):
             for k, image in enumerate(to_uint8(batch)):
                 Image.fromarray(image[0].numpy()).save(tmp_path / f"{index:03}-{k:03}.png")
         read = torch.from_numpy(
-            np.stack([np.asarray(Image.open(file))
-                      for file in sorted(tmp_path.glob("*.png"))]))[:, None]
+            np.stack([
+                np.asarray(Image.open(file)) for file in sorted(tmp_path.glob("*.png"))]))[:, None]
         return frechet_distance(FeatureStats.of(extractor(read)), real)
 
     assert abs(in_memory() - through_files()) < 1e-9

@@ -23,7 +23,6 @@ class RandomProjection(nn.Module):
     Four taps, fine to coarse, in; four maps out, fine to coarse, each twice its tap's size, with
     `(c0, c0, c1, c2)` channels for `channels = (c0, c1, c2, c3)`.
     """
-
     def __init__(self, tap_channels: Sequence[int], channels: Sequence[int]):
         super().__init__()
         self.out_channels = (channels[0], *channels[:-1])
@@ -51,15 +50,14 @@ class BatchNorm(nn.BatchNorm2d):
     So a step is the same however its batch is split over processes and micro-batches. 0: of all at
     once. Running statistics are not kept, since a discriminator is never evaluated.
     """
-
     def __init__(self, channels: int, images: int):
         super().__init__(channels, track_running_stats=False)
         self.images = images
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.split(self.images or len(x))
-        return super().forward(x) if len(groups) == 1 else torch.cat(
-            [super(BatchNorm, self).forward(g) for g in groups])
+        return super().forward(x) if len(groups) == 1 else torch.cat([
+            super(BatchNorm, self).forward(g) for g in groups])
 
 
 def _head(in_channels: int, size: int, widths: Mapping[int, int], out_channels: int,
@@ -74,8 +72,7 @@ def _head(in_channels: int, size: int, widths: Mapping[int, int], out_channels: 
             raise ValueError(f"d_head_sizes must include {size}; got {', '.join(map(str, widths))}")
         layers += [
             spectral_norm(nn.Conv2d(channels, widths[size], 4, 2, 1)),
-            BatchNorm(widths[size], norm_images)
-        ]
+            BatchNorm(widths[size], norm_images)]
         layers += [nn.LeakyReLU(0.2)]
         channels = widths[size]
     kernel = min(4, size)
@@ -91,11 +88,9 @@ class ProjectedDiscriminator(nn.Module):
     the class, over the root of their number, is the logit (Miyato & Koyama 2018, arXiv:1802.05637).
     The backbones stay frozen and in eval mode whatever `train()` is asked for.
     """
-
-    def __init__(self, backbones: Sequence[Backbone], *,
-                 channels: Sequence[int] = (64, 128, 256, 512),
-                 head_widths: Mapping[int,
-                                      int] = HEAD_WIDTHS, label_dim: int = 0, norm_images: int = 0):
+    def __init__(
+            self, backbones: Sequence[Backbone], *, channels: Sequence[int] = (64, 128, 256, 512),
+            head_widths: Mapping[int, int] = HEAD_WIDTHS, label_dim: int = 0, norm_images: int = 0):
         super().__init__()
         self.backbones = nn.ModuleList(backbones).requires_grad_(False)
         projections = [RandomProjection(backbone.tap_channels, channels) for backbone in backbones]
@@ -126,9 +121,7 @@ class ProjectedDiscriminator(nn.Module):
         for backbone, project, heads in zip(self.backbones, self.projections, self.heads,
                                             strict=True):
             maps = zip(heads.children(), project(backbone(x)), strict=True)
-            heads_logits = [
-                self._logits(head(features), labels) for head, features in maps
-            ]
+            heads_logits = [self._logits(head(features), labels) for head, features in maps]
             logits.append(torch.cat(heads_logits, dim=1))  # (N,L)
         return logits
 

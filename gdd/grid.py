@@ -16,11 +16,10 @@ def grid_png(images: Tensor, *, columns: int = 0, zoom: int = 1) -> bytes:
     rows = -(-len(images) // columns)
     blank = torch.full((rows * columns - len(images), *images.shape[1:]), 128, dtype=torch.uint8)
     c, h, w = images.shape[1:]
-    grid = torch.cat([images, blank]).view(rows, columns, c, h,
-                                           w).permute(0, 3, 1, 4,
-                                                      2).reshape(rows * h, columns * w, c)
+    grid = torch.cat([images, blank]).view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(
+        rows * h, columns * w, c)
     picture = Image.fromarray(grid.squeeze(2).numpy() if c == 1 else grid.numpy())
     content = io.BytesIO()
-    picture.resize((picture.width * zoom, picture.height * zoom),
-                   Image.Resampling.NEAREST).save(content, "png")
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
+        content, "png")
     return content.getvalue()

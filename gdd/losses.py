@@ -32,17 +32,16 @@ def draw_sigma(n: int, generator: torch.Generator, *, mean: float = -1.2,
 def generator_loss(fake_logits: Sequence[Tensor], kind: str = "non-saturating") -> Tensor:
     """softplus(-l), or for `hinge` -l, of every logit l of the fakes: mean over an image's logits,
     summed over backbones; (N,). The mean stands outside softplus."""
-    values = [-l if kind == "hinge" else F.softplus(-l) for l in fake_logits]
+    values = [-x if kind == "hinge" else F.softplus(-x) for x in fake_logits]
     return torch.stack([value.mean(dim=1) for value in values]).sum(dim=0)
 
 
-def discriminator_loss(logits: Sequence[Tensor],
-                       real: bool,
+def discriminator_loss(logits: Sequence[Tensor], real: bool,
                        kind: str = "non-saturating") -> Tensor:
     """softplus(-l) of every logit on real images and softplus(l) on fakes, or for `hinge`
     relu(1 - l) and relu(1 + l): mean over an image's logits, summed over backbones; (N,)."""
-    signed = [-l if real else l for l in logits]
-    values = [F.relu(1 + l) if kind == "hinge" else F.softplus(l) for l in signed]
+    signed = [-x if real else x for x in logits]
+    values = [F.relu(1 + x) if kind == "hinge" else F.softplus(x) for x in signed]
     return torch.stack([value.mean(dim=1) for value in values]).sum(dim=0)
 
 
@@ -97,8 +96,9 @@ class Distillation:
 
 def consistency_loss(models: Distillation, x: Tensor, noise: Tensor, uniform: Tensor,
                      labels: Tensor | None = None) -> Tensor:
-    """Consistency distillation (Song et al. 2023, arXiv:2303.01469; docs/method.md, section 4): t in
-    2..N from `uniform` (3,N); the target is where a move t -> t-1 and one from there to 0 end."""
+    """Consistency distillation (Song et al. 2023, arXiv:2303.01469; docs/method.md, section 4): t
+    in 2..N from `uniform` (3,N); the target is where a move t -> t-1 and one from there to 0
+    end."""
     steps = models.steps
     t = (uniform[0] * (steps - 1)).floor() + 2
     noisy = models.noisy(x, noise, t)

@@ -17,7 +17,6 @@ class Lpips(nn.Module):
     random ones. How the layers are weighted is fixed by the package. Raises ValueError if the file
     is another network's.
     """
-
     def __init__(self, weights: Path | str | None = None):
         super().__init__()
         import lpips
@@ -29,9 +28,8 @@ class Lpips(nn.Module):
             names = self.metric.net.state_dict()  # slice3.10.weight is VGG's features.10.weight
             try:
                 found = load_file(weights)
-                self.metric.net.load_state_dict(
-                    {name: found[f"features.{name.split('.', 1)[1]}"]
-                     for name in names})
+                self.metric.net.load_state_dict({
+                    name: found[f"features.{name.split('.', 1)[1]}"] for name in names})
             except (KeyError, RuntimeError, SafetensorError) as error:
                 raise ValueError(f"{weights} is not timm's vgg16: {error}") from None
         self.requires_grad_(False).eval()

@@ -19,7 +19,8 @@ DATA = Path(os.environ.get("PATCHES", "patches.zip"))
 
 
 def write_data(n: int = 240) -> None:
-    """Patches of both photographs in turn, as a zip in EDM's layout; the class is the photograph."""
+    """Patches of both photographs in turn, as a zip in EDM's layout; the class is the
+    photograph."""
     rng, labels = np.random.default_rng(0), []
     photographs = load_sample_images().images
     with zipfile.ZipFile(DATA, "w") as archive:
@@ -34,12 +35,13 @@ def write_data(n: int = 240) -> None:
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
 
 
-NETWORK = dict(img_resolution=12, img_channels=3, model_type="SongUNet", model_channels=8, num_blocks=1,
-               channel_mult=[1, 2], attn_resolutions=[6], dropout=0.1)
+NETWORK = dict(img_resolution=12, img_channels=3, model_type="SongUNet", model_channels=8,
+               num_blocks=1, channel_mult=[1, 2], attn_resolutions=[6], dropout=0.1)
 TEACHER = TrainConfig(objective="edm", data=str(DATA), batch_size=40, total_images=160, lr=1e-3,
                       ema_halflife_images=100, seed=0)
-GDD = replace(TEACHER, objective="gdd", teacher="edm", backbones=("looks", ), d_channels=(8, 8, 8, 8),
-              d_head_sizes=(16, 8, 4), d_head_widths=(8, 8, 8), r1_interval=2)
+GDD = replace(TEACHER, objective="gdd", teacher="edm", backbones=("looks", ),
+              d_channels=(8, 8, 8, 8), d_head_sizes=(16, 8, 4), d_head_widths=(8, 8, 8),
+              r1_interval=2)
 PROFILE = Profile(
     name="patches",
     title="patches of two photographs, 12x12",

@@ -33,16 +33,17 @@ def commands():
 
 
 def tried():
-    return sorted({line for _, line in commands() if line.startswith(".venv") and
-                   not ELSEWHERE.search(line)})
+    return sorted({
+        line for _, line in commands() if line.startswith(".venv") and not ELSEWHERE.search(line)})
 
 
 def test_every_make_command_is_of_a_target_that_ci_runs():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     in_ci = set(re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), re.M))
     assert targets - in_ci <= {"clean"}
-    named = {word for _, line in commands() if line.startswith("make")
-             for word in line.partition("#")[0].split()[1:] if "=" not in word}
+    named = {
+        word for _, line in commands() if line.startswith("make")
+        for word in line.partition("#")[0].split()[1:] if "=" not in word}
     named |= {found for page in PAGES for found in re.findall(r"`make ([a-z-]+)", text_of(page))}
     assert named <= targets
 

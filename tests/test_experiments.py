@@ -57,8 +57,8 @@ def test_a_digest_follows_everything_a_run_starts_from():
     kept = {name for name in SHIPPED if before[name] == digest(changed, name)}
     # these start from another teacher
     assert kept == {*DESK.classifiers, "cond-teacher", "cond-gdd-i"}
-    network = dataclasses.replace(DESK, networks=DESK.networks | {"teacher": digits.NETWORK | {
-        "dropout": 0.1}})
+    network = dataclasses.replace(
+        DESK, networks=DESK.networks | {"teacher": digits.NETWORK | {"dropout": 0.1}})
     assert digest(network, "teacher") != before["teacher"]
     judged = dataclasses.replace(DESK, extractors=("inception", ))
     assert digest(judged, "gdd") != before["gdd"]
@@ -69,8 +69,8 @@ def test_a_digest_follows_everything_a_run_starts_from():
 
 
 def test_the_judge_shares_nothing_with_the_discriminators_backbone():
-    judge, backbone = (experiments.new_classifier(name, DESK) for name in ("digits",
-                                                                          "digits-backbone"))
+    judge, backbone = (experiments.new_classifier(name, DESK)
+                       for name in ("digits", "digits-backbone"))
     assert type(judge) is not type(backbone)
     settings = DESK.classifiers
     assert settings["digits"].seed != settings["digits-backbone"].seed

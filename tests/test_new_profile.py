@@ -24,8 +24,9 @@ def command(*arguments, cwd, **variables):
 
 @pytest.mark.slow
 def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
-    names = {"PATCHES": str(tmp_path / "patches.zip"), "GDD_RUNS": str(tmp_path / "runs"),
-             "GDD_FIGURES": str(tmp_path / "figures")}
+    names = {
+        "PATCHES": str(tmp_path / "patches.zip"), "GDD_RUNS": str(tmp_path / "runs"), "GDD_FIGURES":
+        str(tmp_path / "figures")}
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     import patches_profile
@@ -36,8 +37,8 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     assert re.search(r"trained gdd-i: 160 images in \d+ s, .*FD64\[judges\]", shown)
     folder = tmp_path / "figures" / "patches"
     figures = ("fig02_rel_fid", "fig03_activations", "fig04_consistency")
-    assert sorted(f.name for f in folder.iterdir()) == sorted(
-        ["index.html", "notebooks", *(f"{f}.{kind}" for f in figures for kind in ("csv", "pdf", "png"))])
+    files = [f"{name}.{kind}" for name in figures for kind in ("csv", "pdf", "png")]
+    assert sorted(f.name for f in folder.iterdir()) == sorted(["index.html", "notebooks", *files])
     table = pd.read_csv(folder / "fig03_activations.csv")
     assert set(table["resolution"]) == {12, 6}
     assert (table["n"] == 8).all()
@@ -47,8 +48,8 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
         executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
         assert "digits" not in str(executed)
     before = {f: f.read_bytes() for f in folder.glob("*.*")}
-    explored = command("analysis.figures", "--profile", PROFILE, "--only", "fig03", "-p", "run=gdd-i",
-                       "-p", "statistic=rms", cwd=tmp_path)
+    explored = command("analysis.figures", "--profile", PROFILE, "--only", "fig03", "-p",
+                       "run=gdd-i", "-p", "statistic=rms", cwd=tmp_path)
     assert "trained" not in explored
     other = folder / "explore" / "fig03_run-gdd-i_statistic-rms"
     assert sorted(f.name for f in other.iterdir()) == [
@@ -56,8 +57,8 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     assert {f: f.read_bytes() for f in folder.glob("*.*")} == before
     command("analysis.figures", "--profile", PROFILE, "--seeds", cwd=tmp_path)
     seeds = pd.read_csv(folder / "seeds.csv")
-    assert set(seeds["run"]) == {"gdd", "gdd-i", "cd", "cd-i", "gdd+cd", "k-step-1", "k-step-2",
-                                 "two-step-1"}
+    assert set(seeds["run"]) == {
+        "gdd", "gdd-i", "cd", "cd-i", "gdd+cd", "k-step-1", "k-step-2", "two-step-1"}
     assert set(seeds["training_seed"]) == {1}
     trained = command("gdd", "train", f"{PROFILE}-edm-cond", "--folder", tmp_path / "run",
                       "--accelerator", "cpu", "--samples", "4", cwd=tmp_path)

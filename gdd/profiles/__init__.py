@@ -86,8 +86,7 @@ class Profile:
         that a figure shows once."""
         return [
             f"{name}@{seed}" for seed in self.training_seeds[1:] for name in self.runs
-            if self.runs[name].objective != "edm" and not name.startswith("cond-")
-        ]
+            if self.runs[name].objective != "edm" and not name.startswith("cond-")]
 
 
 def require(name: str, known: Iterable[str], what: str) -> Any:

@@ -40,17 +40,10 @@ RUNS = {
     "gdd+cd": replace(GDD, objective="gdd+cd"),
     "cd": CD,
     "cd-i": replace(CD, freeze="gdd-i", lr=1e-3),
-    **{
-        f"k-step-{k}": replace(MULTI_STEP, sampler=f"k-step:{k}")
-        for k in STEPS
-    },
-    **{
-        f"two-step-{u:g}": replace(MULTI_STEP, sampler=f"two-step:{u:g}")
-        for u in MIDDLE_SIGMAS
-    },
+    **{f"k-step-{k}": replace(MULTI_STEP, sampler=f"k-step:{k}") for k in STEPS},
+    **{f"two-step-{u:g}": replace(MULTI_STEP, sampler=f"two-step:{u:g}") for u in MIDDLE_SIGMAS},
     "cond-teacher": TEACHER,
-    "cond-gdd-i": replace(GDD_I, teacher="cond-teacher"),
-}
+    "cond-gdd-i": replace(GDD_I, teacher="cond-teacher"), }
 
 DESK = Profile(
     name="desk",
@@ -58,12 +51,7 @@ DESK = Profile(
     real="digits",
     data="digits",
     classes=10,
-    networks={
-        "teacher": NETWORK,
-        "cond-teacher": NETWORK | {
-            "label_dim": 10
-        }
-    },
+    networks={"teacher": NETWORK, "cond-teacher": NETWORK | {"label_dim": 10}},
     runs=RUNS,
     extractors=("digits", ),
     n=1797,  # as many as there are
@@ -71,8 +59,7 @@ DESK = Profile(
     # they share neither architecture nor seed, so that no discriminator grades its own work
     classifiers={
         "digits-backbone": Classifier("backbone", epochs=15, lr=2e-3, seed=1),
-        "digits": Classifier("features", epochs=60, lr=4e-3, seed=2),
-    },
+        "digits": Classifier("features", epochs=60, lr=4e-3, seed=2), },
     shipped=Path(__file__).resolve().parents[1] / "weights" / "zoo" / "desk",
 )
 

@@ -19,7 +19,6 @@ from gdd.profiles import Profile, preset, profiles
 
 class _Unchecked(TrainConfig):
     """Checked once all flags are read, so that what is wrong is one line like any other error."""
-
     def __post_init__(self):
         pass
 

@@ -26,7 +26,6 @@ from gdd.training.sharding import is_sharded, local, shard
 
 class StepMetrics(dict[str, Tensor]):
     """A step's metrics, as means over the whole batch that micro-batches and processes add to."""
-
     def __init__(self, batch_size: int):
         super().__init__()
         self.batch_size = batch_size
@@ -39,14 +38,13 @@ class StepMetrics(dict[str, Tensor]):
 
     def sign(self, name: str, logits: Sequence[Tensor]) -> None:
         """The mean sign of the images' mean logits over all backbones."""
-        signs = torch.stack([l.mean(dim=1).sign() for l in logits]).mean(dim=0)  # (B,)
+        signs = torch.stack([x.mean(dim=1).sign() for x in logits]).mean(dim=0)  # (B,)
         self.mean(name, signs)
 
 
 class Engine:
     """Devices, processes and micro-batches of a run on given hardware; starts the processes, or
     joins those that torchrun or SLURM started."""
-
     def __init__(self, config: TrainConfig, hardware: Hardware = ONE_CPU):
         hardware.validate()
         self.config, self.hardware = config, hardware

@@ -41,7 +41,6 @@ class RunFolder:
     Raises, in every process, BlockingIOError if another run holds it and OSError if it cannot be
     written.
     """
-
     def __init__(self, path: Path, engine: Engine):
         self.path, self.engine = path, engine
         self.state, self.best, self.final = (path / f"{name}.safetensors"
@@ -70,13 +69,10 @@ class RunFolder:
     def verify_config(self, config: TrainConfig, allowed: Sequence[str]) -> None:
         """Raise ValueError, naming the fields, if the folder holds a run of another config;
         `allowed` may differ."""
-        if unknown := [
-                name for name in allowed
-                if name not in TrainConfig.__dataclass_fields__ or name in FIXED
-        ]:
-            raise ValueError(
-                f"allow_change takes fields of the config but {', '.join(FIXED)}; got {', '.join(unknown)}"
-            )
+        fields = TrainConfig.__dataclass_fields__.keys() - FIXED
+        if unknown := [name for name in allowed if name not in fields]:
+            raise ValueError(f"allow_change takes fields of the config but {', '.join(FIXED)}; "
+                             f"got {', '.join(unknown)}")
         path = self.path / "config.json"
         if not path.exists():
             return
@@ -85,19 +81,14 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); name another run folder") from None
         found = _plain(TrainConfig()) | found  # a run of an older version lacks younger fields
-        odd = {
-            name: value
-            for name, value in _plain(config).items()
-            if found.get(name) != value and name not in allowed
-        }
+        now = _plain(config)
+        odd = [name for name in now if found.get(name) != now[name] and name not in allowed]
         if odd:
-            drift = "; ".join(f"{name}: {found.get(name)!r} there, {value!r} now"
-                              for name, value in odd.items())
-            way_on = "" if set(odd) & set(
-                FIXED) else f", or go on with what changed by --allow-change {' '.join(odd)}"
-            raise ValueError(
-                f"{self.path} holds a run of another config ({drift}); name another folder or delete it{way_on}"
-            )
+            drift = "; ".join(
+                f"{name}: {found.get(name)!r} there, {now[name]!r} now" for name in odd)
+            way_on = f", or go on with what changed by --allow-change {' '.join(odd)}"
+            raise ValueError(f"{self.path} holds a run of another config ({drift}); name another "
+                             f"folder or delete it{'' if set(odd) & set(FIXED) else way_on}")
 
     def begin(self, config: TrainConfig, images_seen: int, state_bytes: int) -> None:
         """Note what starts, before anything is trained. Raises OSError if the states will not fit
@@ -149,10 +140,8 @@ def _hardware(engine: Engine) -> dict[str, Any]:
         engine.device) if kind == "cuda" else platform.processor() or platform.machine()
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
     used = {
-        "strategy": engine.hardware.strategy,
-        "compile": engine.hardware.compile,
-        "micro_batch_size": engine.micro_batch_size
-    }
+        "strategy": engine.hardware.strategy, "compile": engine.hardware.compile,
+        "micro_batch_size": engine.micro_batch_size}
     return {"device": kind, "name": name, "processes": engine.world, **threads, **used}
 
 

@@ -65,12 +65,10 @@ def estimate(
             "generator, its average, the teacher": _bytes(networks),
             "discriminator, what it and the losses look through": _bytes(judges),
             "Adam's moments": 2 * trained,
-            "gradients and activations, at most": peak.most - before,
-        }
+            "gradients and activations, at most": peak.most - before, }
 
 
 class _Dry(Engine):
-
     def to_device(self, module: Any) -> Any:
         return module
 
@@ -96,16 +94,13 @@ def _tensors(*modules: nn.Module) -> list[Tensor]:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     storages = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-        for tensor in tensors
-    }
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 class Peak(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make while it is entered: `now`, and `most`
     at any time."""
-
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.now = self.most = 0

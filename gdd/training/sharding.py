@@ -19,8 +19,7 @@ def shard(denoiser: Denoiser, device_type: str, processes: int) -> Denoiser:
 
     mesh = init_device_mesh(device_type, (processes, ))
     blocks = [
-        block for part in ("enc", "dec") for block in denoiser.model.get_submodule(part).children()
-    ]
+        block for part in ("enc", "dec") for block in denoiser.model.get_submodule(part).children()]
     for module in (*blocks, denoiser):
         # the last module too, for calls without a backward pass
         fully_shard(module, mesh=mesh, reshard_after_forward=True)

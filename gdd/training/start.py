@@ -90,10 +90,7 @@ def missing_files(profile: Profile) -> list[str]:
         name = Path(profile.reference).stem
         found.append(f"{profile.reference} (`python -m gdd download {name}`)")
     names = {
-        name
-        for config in profile.runs.values()
-        for name in (config.teacher, *config.backbones)
-    }
+        name for config in profile.runs.values() for name in (config.teacher, *config.backbones)}
     if any(config.distance == "lpips" for config in profile.runs.values()):
         names.add(LPIPS)
     for name in sorted(names - {"", *profile.runs, *profile.classifiers}):
@@ -115,9 +112,8 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
     if not config.teacher:
         raise ValueError(f"teacher must be named with objective {config.objective}; got ''")
     weights = {
-        name: download.require_file(name)
-        for name in config.backbones if name not in profile.classifiers
-    }
+        name: download.require_file(name) for name in config.backbones
+        if name not in profile.classifiers}
     lpips = config.distillation and config.distance == "lpips"
     distance = Lpips(download.require_file(LPIPS)) if lpips else None
     if config.teacher in profile.runs:
@@ -129,8 +125,7 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
     backbones = [
         TimmBackbone(name, weights[name], config.d_image_size)
         if name in weights else load_backbone(profile, name, find(name))
-        for name in config.backbones
-    ]
+        for name in config.backbones]
     return Start(checkpoint.load(teacher), backbones, distance)
 
 

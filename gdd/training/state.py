@@ -20,10 +20,8 @@ def pack_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     If weights are sharded, every process must ask.
     """
     tensors = {
-        f"{part}.{name}": full(t)
-        for part, module in _modules(state).items()
-        for name, t in module.state_dict().items()
-    }
+        f"{part}.{name}": full(t) for part, module in _modules(state).items()
+        for name, t in module.state_dict().items()}
     for part, optimizer in _optimizers(state).items():
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"{part}.{index}.{slot}": full(value) for slot, value in slots.items()}
@@ -42,11 +40,9 @@ def state_bytes(state: TrainState) -> int:
     """About what `save_state` will write: all weights, and Adam's two moments of the trained
     ones."""
     weights = [
-        p for module in _modules(state).values() for p in (*module.parameters(), *module.buffers())
-    ]
+        p for module in _modules(state).values() for p in (*module.parameters(), *module.buffers())]
     moments = [
-        p for optimizer in _optimizers(state).values() for p in optimizer.param_groups[0]["params"]
-    ]
+        p for optimizer in _optimizers(state).values() for p in optimizer.param_groups[0]["params"]]
     return sum(t.numel() * t.element_size() for t in (*weights, *moments, *moments))
 
 
@@ -56,14 +52,11 @@ def load_state(path: Path | str, state: TrainState) -> dict[str, Any]:
     tensors, metadata = checkpoint.read_tensors(path)
     for part, module in _modules(state).items():
         found = {
-            k.removeprefix(f"{part}."): t
-            for k, t in tensors.items() if k.startswith(f"{part}.")
-        }
+            k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")}
         try:
             module.load_state_dict({
-                name: like(found[name], t)
-                for name, t in module.state_dict().items() if name in found
-            })
+                name: like(found[name], t) for name, t in module.state_dict().items()
+                if name in found})
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the run's {part}: {error}") from None
     for part, optimizer in _optimizers(state).items():
@@ -75,9 +68,7 @@ def load_state(path: Path | str, state: TrainState) -> dict[str, Any]:
                 placed = like(tensor, parameters[int(index)]) if tensor.ndim else tensor
                 slots.setdefault(int(index), {})[slot] = placed
         optimizer.load_state_dict({
-            "state": slots,
-            "param_groups": optimizer.state_dict()["param_groups"]
-        })
+            "state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     if state.engine.scaler and metadata["scaler"]:
         state.engine.scaler.load_state_dict(metadata["scaler"])
     for name in _COUNTS:

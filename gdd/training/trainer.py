@@ -237,7 +237,6 @@ def _gan(state: TrainState, models: Models, part: Batch, fake: Tensor | None) ->
 
 
 def _distillation(loss: Callable[..., Tensor]) -> Callable[..., Term]:
-
     def term(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
         per_image = loss(models.distillation, part.real, part.noise, part.uniform.T, part.labels)
         return state.config.cd_weight if state.config.adversarial else 1.0, per_image
@@ -290,7 +289,8 @@ def _fakes(models: Models, part: Batch) -> Tensor:
 
 
 def r1_step(state: TrainState, batch: Batch) -> None:
-    """One more update of the discriminator's heads, by R1 on the reals (docs/method.md, section 3)."""
+    """One more update of the discriminator's heads, by R1 on the reals (docs/method.md, section
+    3)."""
     config, engine, discriminator = state.config, state.engine, state.discriminator
     assert discriminator is not None
     assert state.d_optimizer is not None
@@ -338,9 +338,9 @@ def draw_batch(state: TrainState, dataset: Images) -> Batch:
 def update_ema(state: TrainState) -> None:
     """EDM's average: beta = 0.5^(batch / min(half-life, rampup * images before this batch)); a
     rampup of 0 means none."""
-    config, halflife = state.config, state.config.ema_halflife_images
-    if config.ema_rampup:
-        halflife = min(halflife, config.ema_rampup * state.images_seen)
+    config = state.config
+    longest = config.ema_rampup * state.images_seen if config.ema_rampup else float("inf")
+    halflife = min(config.ema_halflife_images, longest)
     beta = 0.5**(config.batch_size / max(halflife, 1e-8))
     average, current = ([local(p) for p in network.parameters()]
                         for network in (state.ema, state.generator))
