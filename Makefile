@@ -27,7 +27,7 @@ test-older-cpus: $(STAMP)
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
-	$(RUN) -m yapf --diff --quiet --recursive gdd analysis examples tests benchmarks
+	$(RUN) -m yapf --diff --recursive gdd analysis examples tests benchmarks
 	$(RUN) -m mypy
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
 

@@ -45,7 +45,8 @@ class ClassifierBackbone(Backbone):
         super().__init__()
         self.name, self.tap_channels = name, tap_channels
         sizes = [-(-resolution // 2**k) for k in range(4)]
-        self.map_sizes = [nominal_size(size) for size in sizes]
+        # each map has the size of the next finer tap, the first twice its own; as powers of two
+        self.map_sizes = [2**int(math.log2(size)) for size in (2 * resolution, *sizes[:-1])]
         widths = pairwise((channels, *tap_channels))
         self.stages = nn.ModuleList(_stage(a, b, 1 + (k > 0)) for k, (a, b) in enumerate(widths))
         self.classifier = nn.Linear(tap_channels[-1] * sizes[-1]**2, classes)

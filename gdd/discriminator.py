@@ -34,11 +34,14 @@ class RandomProjection(nn.Module):
 
     def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
         mixed = [conv(tap) for conv, tap in zip(self.across_channels, taps, strict=True)]
+        finest = mixed[0].shape[-1]
+        sizes = [2 * finest, *(x.shape[-1] for x in mixed[:-1])]  # doubled, where taps are halves
         maps: list[Tensor] = []
         x = None
-        for features, conv in zip(reversed(mixed), reversed(self.across_scales), strict=True):
+        for features, conv, size in zip(*map(reversed, (mixed, list(self.across_scales), sizes)),
+                                        strict=True):
             x = features if x is None else x + features
-            x = conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+            x = conv(F.interpolate(x, size=(size, size), mode="bilinear", align_corners=True))
             maps.insert(0, x)
         return maps
 

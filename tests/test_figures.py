@@ -69,9 +69,11 @@ def test_a_failed_execution_leaves_the_last_good_one(tmp_path, monkeypatch):
     good = tmp_path / "smoke" / "notebooks" / "broken.ipynb"
     good.parent.mkdir(parents=True)
     good.write_text("the last good one")
-    notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("profile = 'desk'", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("1 / 0")])
+    kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(
+        metadata=kernel, cells=[
+            nbformat.v4.new_code_cell("profile = 'desk'", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("1 / 0")])
     source = tmp_path / "broken.ipynb"
     nbformat.write(notebook, source)
     monkeypatch.setattr(figures, "notebook_path", lambda name: source)

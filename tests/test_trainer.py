@@ -455,7 +455,7 @@ def gap(state):
     pairs = zip(state.ema.parameters(), state.generator.parameters(), strict=True)
     gaps = torch.stack([(b - a).mean() for a, b in pairs])
     assert torch.allclose(gaps, gaps[:1], atol=1e-5)
-    return float(gaps[0])
+    return float(gaps[0].detach())
 
 
 def test_ema_halves_per_halflife(tiny, backbone):

@@ -78,13 +78,12 @@ class _Dry(Engine):
 
 def _without_values(module: nn.Module, mode: FakeTensorMode) -> Any:
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    fake = mode.from_tensor(tensor.detach())
-                    frozen = nn.Parameter(fake, requires_grad=False)
-                    tensors[
-                        name] = frozen if tensors is part._parameters else fake  # type: ignore[assignment]
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                fake = mode.from_tensor(parameter.detach())
+                part._parameters[name] = nn.Parameter(fake, requires_grad=False)
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else mode.from_tensor(buffer)
     return module
 
 
