@@ -51,18 +51,18 @@ def default_extractors(shape: Sequence[int]) -> tuple[str, ...]:
     return next(own, ("inception", "clip"))
 
 
-def evaluator(chosen: Profile, judge: features.Extractor, n: int, config: TrainConfig,
+def evaluator(chosen: Profile, feature_extractor: features.Extractor, n: int, config: TrainConfig,
               reference: str = "",
               cache: Path | None = None) -> tuple[str, Callable[[TrainState], dict[str, float]]]:
     """The name of the distance to the data, over n images or as many as it has, and the function of
     a training state that measures it, of the EMA weights; a teacher's 35 calls per image are spent
     on its last tick only. `cache` keeps the reference's features between runs. Raises ValueError if
     it is statistics of others."""
-    summaries = Summaries(judge, cache=cache)
+    summaries = Summaries(feature_extractor, cache=cache)
     real = open_source(reference or chosen.reference or config.data)
-    check_pair(real, real, judge, different_n=True)
+    check_pair(real, real, feature_extractor, different_n=True)
     n = min(n, real.n or n)
-    label = fid.label(judge.name, n)
+    label = fid.label(feature_extractor.name, n)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if config.objective == "edm" and state.images_seen < config.total_images:

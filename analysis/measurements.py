@@ -117,17 +117,17 @@ def spearman(table: pd.DataFrame, x: str = "x") -> pd.DataFrame:
 
 def class_agreement(name: str, profile_name: str, *, index: int = 0) -> float:
     """Share of a class-conditional run's images, from the `index`-th range of n seeds, that the
-    judge, which no training sees, takes for the class asked for."""
+    feature extractor, which no training sees, takes for the class asked for."""
     run, chosen = obtain(name, profile_name), profile(profile_name)
     seeds = range(index * chosen.n, (index + 1) * chosen.n)
     labels = torch.arange(chosen.n) % run.denoiser.label_dim
     source = of_denoiser(run.denoiser, sampler_of(run.config), name, labels=labels)(seeds)
-    judge, hits = summaries_of(profile_name).extractor, 0
+    classifier, hits = summaries_of(profile_name).extractor, 0
     for start in range(0, chosen.n, 256):
         part = range(start, min(start + 256, chosen.n))
         for images in source.batches(part, 256):
-            classes = judge.classify(images)
-            assert classes is not None, f"{judge.name} does not classify"
+            classes = classifier.classify(images)
+            assert classes is not None, f"{classifier.name} does not classify"
             hits += int((classes.argmax(dim=1) == labels[part.start:part.stop]).sum())
     return hits / chosen.n
 

@@ -47,12 +47,13 @@ def main(args: MeasuredTrain) -> None:
     kind = args.hardware.accelerator
     device = str(available_device("auto" if kind == "cuda" else kind))  # torchrun's: each its own
     name = args.features or profile.extractors[0]
-    judge = extractor(name, profile if name in profile.classifiers else None, device)
+    feature_extractor = extractor(name, profile if name in profile.classifiers else None, device)
     backbones = config.backbones if config.adversarial else ()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        for line in shared_backbones(args.preset, backbones, judge):
+        for line in shared_backbones(args.preset, backbones, feature_extractor):
             print(f"warning: {line}", file=sys.stderr)
-    label, evaluate = evaluator(profile, judge, args.n, config, args.reference, cache_folder())
+    label, evaluate = evaluator(profile, feature_extractor, args.n, config, args.reference,
+                                cache_folder())
     train(args, evaluate=evaluate, best_by=label)
 
 

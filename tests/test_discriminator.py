@@ -18,7 +18,7 @@ def papers():
 @pytest.mark.slow
 def test_measured_sizes_of_the_papers_discriminator(papers):
     trained = sum(p.numel() for p in papers.parameters() if p.requires_grad)
-    assert trained == 20_662_656  # METHOD section 4
+    assert trained == 20_662_656  # docs/method.md, section 3
     with torch.no_grad():
         logits = papers(torch.rand(2, 3, 32, 32) * 2 - 1)
     assert [tuple(x.shape) for x in logits] == [(2, 484), (2, 64)]

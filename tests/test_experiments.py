@@ -124,7 +124,7 @@ def test_headline_claims_hold_on_the_shipped_weights():
 
 @pytest.mark.slow
 def test_distances_are_tidy():
-    points = [("k-step-1", "one-step"), ("cd", "one-step"), ("cd", "k-step:2")]
+    points = [("k-step-1", "k-step:1"), ("cd", "one-step"), ("cd", "k-step:2")]
     table = measurements.distances(points, "smoke", student="k-step-1", seed_ranges=2)
     assert len(table) == 2 * (2 + 3 + 3)
     assert set(table["seeds"]) == {"0-255", "256-511"}

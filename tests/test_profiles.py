@@ -1,5 +1,5 @@
-"""The paper's profiles: METHOD's table and measured sizes, and each one's whole path on a few
-pictures, with its own discriminator and a UNet of its kind."""
+"""The paper's profiles: the table of docs/method.md and measured sizes, and the whole path of each on
+a few pictures, with its own discriminator and a UNet of its kind."""
 
 import pickle
 from dataclasses import replace
@@ -25,7 +25,7 @@ from gdd.training.start import missing_files
 from gdd.weights import checkpoint
 from gdd.weights.download import expected_path
 
-# METHOD section 5: batch, lr, d_lr, EMA half-life in M, images in M
+# docs/method.md, section 5: batch, lr, d_lr, EMA half-life in M, images in M
 TABLE = {
     "cifar10": (256, 1e-4, 1e-4, 0.5, 5),
     "cifar10-cond": (256, 1e-4, 1e-4, 0.5, 5),
@@ -69,7 +69,7 @@ def test_public_checkpoints_have_the_measured_sizes(name):
 
 
 def test_measured_sizes_are_methods():
-    """METHOD sections 2 and 5, counted on the official networks."""
+    """docs/method.md, sections 2 and 5, counted on the official networks."""
     assert [(t.parameters, t.frozen_percent) for t in TEACHERS.values()] == [
         (55_733_891, 85.4),
         (56_397_827, 84.4),

@@ -83,12 +83,13 @@ def main(args: Fid) -> None:
         sources = [open_source(spec, device=device, precision=precision) for spec in args.sources]
         tables = []
         for name in args.features or _default_features(sources):
-            judge = extractor(name, device=device, precision=precision)
+            feature_extractor = extractor(name, device=device, precision=precision)
             for source in sources if is_rank_zero else ():
                 if isinstance(source, Source):
-                    for line in shared_backbones(source.name, source.backbones, judge):
+                    for line in shared_backbones(source.name, source.backbones, feature_extractor):
                         print(f"warning: {line}", file=sys.stderr)
-            summaries = Summaries(judge, args.batch_size, cache_folder() if args.cache else None)
+            summaries = Summaries(feature_extractor, args.batch_size,
+                                  cache_folder() if args.cache else None)
             table = measure(sources, summaries, metrics=args.metrics, n=args.n, ranges=args.ranges,
                             first_seed=args.first_seed, bootstrap=args.bootstrap,
                             allow_different_n=args.allow_different_n)
