@@ -1,5 +1,5 @@
-"""The paper's profiles: the table of docs/method.md and measured sizes, and the whole path of each on
-a few pictures, with its own discriminator and a UNet of its kind."""
+"""The paper's profiles: the table of docs/method.md and measured sizes, and each one's whole path
+on a few pictures, with its own discriminator and a UNet of its kind."""
 
 import pickle
 from dataclasses import replace
