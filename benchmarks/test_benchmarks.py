@@ -1,6 +1,7 @@
 """Ours against named peers, as ratios within one run: `make bench`. Absolute times belong to the
 machine, ratios travel."""
 
+import os
 import time
 import warnings
 from itertools import combinations
@@ -16,6 +17,9 @@ from analysis.fid import FeatureStats, frechet_distance, matrix
 from gdd.data.images import to_uint8
 from gdd.sampling import generate
 from gdd.weights import checkpoint, zoo
+
+FULL = "CI" not in os.environ  # in CI small and without bars: it shows that the command runs
+DIMENSIONS = {1024: 1, 2048: 8} if FULL else {256: 0, 512: 0}  # and how many times as fast at least
 
 
 def seconds(work, repeats=3):
@@ -49,7 +53,7 @@ def clean_fids(a, b):
 
 
 def test_frechet_distance_against_clean_fid():
-    for d, wanted in ((1024, 1), (2048, 8)):
+    for d, wanted in DIMENSIONS.items():
         a, b = moments(0, d), moments(1, d)
         assert abs(frechet_distance(a, b) / clean_fids(a, b) - 1) < 1e-6
         theirs, ours = seconds(lambda a=a, b=b: clean_fids(a, b),
@@ -60,15 +64,16 @@ def test_frechet_distance_against_clean_fid():
 
 def test_matrix_against_clean_fid_pair_by_pair():
     """All 28 pairs of 8 sources at 2,048 dimensions, each of clean-fid's calls run."""
-    stats = [moments(seed, 2048) for seed in range(8)]
+    d = max(DIMENSIONS)
+    stats = [moments(seed, d) for seed in range(8)]
     start = time.perf_counter()
     found = matrix(stats)
     ours, start = time.perf_counter() - start, time.perf_counter()
     for i, j in combinations(range(8), 2):
         assert abs(float(found[i, j]) / clean_fids(stats[i], stats[j]) - 1) < 1e-6
     theirs = time.perf_counter() - start
-    report("matrix of 8 sources, d = 2048, against 28 calls of clean-fid", ours, theirs)
-    assert theirs > 15 * ours
+    report(f"matrix of 8 sources, d = {d}, against 28 calls of clean-fid", ours, theirs)
+    assert not FULL or theirs > 15 * ours
 
 
 def test_generator_to_distance_against_png_files(tmp_path: Path):
@@ -94,4 +99,4 @@ def test_generator_to_distance_against_png_files(tmp_path: Path):
     assert abs(in_memory() - through_files()) < 1e-9
     ours, theirs = seconds(in_memory), seconds(through_files)
     report("one-step generator to FD1797[digits], against PNG files", ours, theirs)
-    assert theirs > 2 * ours
+    assert not FULL or theirs > 2 * ours
