@@ -73,7 +73,7 @@ def test_matrix_against_clean_fid_pair_by_pair():
         assert abs(float(found[i, j]) / clean_fids(stats[i], stats[j]) - 1) < 1e-6
     theirs = time.perf_counter() - start
     report(f"matrix of 8 sources, d = {d}, against 28 calls of clean-fid", ours, theirs)
-    assert not FULL or theirs > 15 * ours
+    assert not FULL or theirs > 8 * ours  # half of what was measured: processors differ
 
 
 def test_generator_to_distance_against_png_files(tmp_path: Path):
