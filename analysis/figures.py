@@ -158,7 +158,7 @@ def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) ->
     if output := str(parameters.get("output", "")):
         given["output"] = str(Path(output).resolve())  # the kernel works in another folder
     try:
-        papermill.execute_notebook(
+        notebook = papermill.execute_notebook(
             str(notebook_path(figure.notebook)), str(failed), given, kernel_name="python3",
             cwd=str(ROOT), progress_bar=sys.stderr.isatty(), execution_timeout=1800,
             start_timeout=120,
@@ -168,6 +168,9 @@ def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) ->
     except PapermillExecutionError as error:
         raise RuntimeError(f"{figure.notebook} failed in cell {error.exec_count}: "
                            f"{error.ename}: {error.evalue}; see {failed}") from None
+    for path in ("input_path", "output_path"):  # of this machine
+        del notebook.metadata["papermill"][path]
+    papermill.iorw.write_ipynb(notebook, str(failed))
     failed.replace(executed)
 
 
