@@ -131,9 +131,9 @@ class Activations:
     """A shipped run's name, such as gdd-i; a checkpoint of this project; or a network pickle of
     EDM or GDD; default: the profile's teacher."""
     profile: str = "desk"
-    """desk, smoke, cifar10, ..., or a Python file that defines PROFILE."""
+    """One of gdd/profiles, such as desk, or a Python file that defines PROFILE."""
     data: str = ""
-    """Real images to denoise: digits, a folder or a zip; default: what the checkpoint was trained
+    """Real images to denoise: a data set, such as a zip; default: what the checkpoint was trained
     on, else the profile's; none: only sampling."""
     statistic: str = "mean_abs"
     """mean_abs, rms, std, channel (mean_abs of each channel) or bands (shares of the spectrum's

@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from gdd.files import write_atomically
+from gdd.files import ROOT, write_atomically
 from gdd.profiles import profile, require
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Picture
 
-_CHECKOUT = Path(__file__).resolve().parents[1]
-# where notebooks and the committed figures are; without a checkout, below the current folder
-ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
 
 
@@ -56,8 +53,8 @@ class Figures:
     gallery."""
 
     profile: str = "desk"
-    """desk: digits, honestly trained; smoke: the same path with hardly any training; cifar10, ffhq,
-    ...: the paper's; or a Python file of one's own that defines PROFILE."""
+    """desk; smoke, the same path with hardly any training; another of gdd/profiles; or a Python
+    file of one's own that defines PROFILE."""
     only: str = ""
     """Comma-separated figures, such as fig03; default: all."""
     retrain: bool = False
@@ -174,11 +171,11 @@ def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) ->
     failed.replace(executed)
 
 
-def rounded(table: "pd.DataFrame", digits: int = 4) -> "pd.DataFrame":
-    """The table with numbers to so many significant digits: what is drawn and what is written, so
+def rounded(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with numbers to four significant digits: what is drawn and what is written, so
     that another processor's rounding changes neither."""
     floats = table.select_dtypes("float").columns
-    exact = {name: table[name].map(lambda x: float(f"{x:.{digits}g}")) for name in floats}
+    exact = {name: table[name].map(lambda x: float(f"{x:.4g}")) for name in floats}
     return table.assign(**exact)
 
 

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
+# notebooks run elsewhere than make does; without a checkout, all is below the current folder
+ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
+
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one. Leaves

@@ -136,10 +136,8 @@ def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
     names -= {"", "teacher"}  # the small profile's own
     assert names <= set(ADDRESSES)
     for name in names:
-        with pytest.raises(
-                FileNotFoundError, match=
-                rf"{name}\.\w+ is not there; `python -m gdd download {name}` fetches it from https://"
-        ):
+        message = rf"{name}\.\w+ is not there; `python -m gdd download {name}` fetches it from http"
+        with pytest.raises(FileNotFoundError, match=message):
             require_file(name, tmp_path)
         expected_path(name, tmp_path).write_bytes(b"x")
         assert require_file(name, tmp_path) == expected_path(name, tmp_path)

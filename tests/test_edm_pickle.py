@@ -172,8 +172,8 @@ def gadgets(tmp_path):
         (raw(b"ctorch.storage\n_load_from_bytes\nN}X\x01\x00\x00\x00aK\x01s\x86b."),
          "state of the name"),
         "setstate twice": (
-            raw(b"ctorch.nn.modules.linear\nLinear\n)\x81}X\x01\x00\x00\x00aK\x01sb}X\x01\x00\x00\x00aK\x02sb."
-                ),
+            raw(b"ctorch.nn.modules.linear\nLinear\n)\x81}X\x01\x00\x00\x00aK\x01sb}"
+                b"X\x01\x00\x00\x00aK\x02sb."),
             "sets the state of a torch.nn",
         ),
         "call of data": (raw(b"X\x02\x00\x00\x00os)R."), "calls a str"),

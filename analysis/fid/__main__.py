@@ -26,11 +26,11 @@ class Fid:
 
     sources: Positional[list[str]]
     """A shipped run such as gdd-i or a checkpoint, with its sampler if not the usual one:
-    gdd-i@k-step:2 (heun:18, euler:18, one-step, k-step:4, two-step:0.8); digits, a folder or zip of
-    images; an .npz. A folder that is called like a shipped run: ./gdd-i."""
+    gdd-i@k-step:2 (heun:18, euler:18, one-step, k-step:4, two-step:0.8); a data set: its name,
+    a folder or zip of images; an .npz. A folder that is called like a shipped run: ./gdd-i."""
     features: list[str] = field(default_factory=list)
-    """inception[:edm|:clean|:legacy_pytorch], clip, dinov2, timm:NAME, or a profile's classifier
-    such as digits; default: that of a profile for images of this shape, else inception and clip."""
+    """inception[:edm|:clean|:legacy_pytorch], clip, dinov2, timm:NAME, or a profile's classifier;
+    default: that of a profile for images of this shape, else inception and clip."""
     metrics: list[str] = field(default_factory=lambda: ["fd"])
     """fd, kid, pr (precision, recall), dc (density, coverage), is, fd-infinity."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None

@@ -82,11 +82,11 @@ class Profile:
         return self.networks.get(teacher, self.networks[self.teacher])
 
     def further_seeds(self) -> list[str]:
-        """The runs that are trained with further seeds, as `run@seed`: all but teachers and those
-        that a figure shows once."""
+        """The runs that are trained with further seeds, as `run@seed`: all that start from the
+        usual teacher."""
         return [
             f"{name}@{seed}" for seed in self.training_seeds[1:] for name in self.runs
-            if self.runs[name].objective != "edm" and not name.startswith("cond-")]
+            if self.runs[name].teacher == self.teacher]
 
 
 def require(name: str, known: Iterable[str], what: str) -> Any:

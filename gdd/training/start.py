@@ -16,16 +16,13 @@ from gdd.backbones import Backbone, ClassifierBackbone, TimmBackbone
 from gdd.config import TrainConfig
 from gdd.data.images import BUNDLED
 from gdd.denoiser import Denoiser
-from gdd.files import digest_of
+from gdd.files import ROOT, digest_of
 from gdd.perceptual import Lpips
 from gdd.profiles import RECIPE, Profile
 from gdd.profiles.paper import LPIPS, TEACHERS
 from gdd.training.trainer import Distance
 from gdd.weights import checkpoint, download
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
-# notebooks run elsewhere than make does
-ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 RUNS = Path(os.environ.get("GDD_RUNS", ROOT / "runs"))
 Find = Callable[[str], Path]  # the file of a run or classifier, by its name
 
