@@ -8,27 +8,30 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import current_process, get_context
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
 
 from analysis.extractors import evaluator, extractor, new_classifier
-from gdd.config import TrainConfig
+from gdd.config import Keep, TrainConfig
 from gdd.data.images import open_images
 from gdd.denoiser import Denoiser
 from gdd.files import write_atomically
 from gdd.freezing import freeze
 from gdd.profiles import Profile, profile
 from gdd.training.classifier import train_classifier
+from gdd.training.folder import snapshot_name
 from gdd.training.run import run as train_run
 from gdd.training.start import digest, finished, load_start, run_folder
 from gdd.weights import checkpoint, download
 
+T = TypeVar("T")
 TEACHER_THREADS = 2  # every other run waits for the teacher; its bits depend on their number
 
 
@@ -65,15 +68,22 @@ def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = Fa
     first = [name for name, config in runs.items() if config.objective == "edm"]
     rest = sorted(runs.keys() - first, key=lambda name: (-_cost(runs[name]), name))
     start = time.monotonic()
-    workers = min(os.cpu_count() or 1, max(len(rest), len(classifiers), 1))
+    stages = (classifiers, *([name] for name in first), rest)
+    for name, summary in side_by_side(_train, stages, profile_name):
+        print(f"[{time.monotonic() - start:6.0f} s] trained {name}: {summary}", flush=True)
+
+
+def side_by_side(function: Callable[[str, str], T], stages: Sequence[Sequence[str]],
+                 profile_name: str) -> Iterator[T]:
+    """`function(name, profile_name)` of all names, each in a process, as many at once as there are
+    cores; a stage waits for the one before it. Results come as they are ready."""
+    workers = min(os.cpu_count() or 1, max([1, *map(len, stages)]))
     with ProcessPoolExecutor(workers, get_context("spawn"), _die_quietly) as pool:
         try:
-            for stage in (classifiers, *([name] for name in first), rest):
-                tasks = [pool.submit(_train, name, profile_name) for name in stage]
+            for stage in stages:
+                tasks = [pool.submit(function, name, profile_name) for name in stage]
                 for future in as_completed(tasks):
-                    name, summary = future.result()
-                    seconds = time.monotonic() - start
-                    print(f"[{seconds:6.0f} s] trained {name}: {summary}", flush=True)
+                    yield future.result()
         except BaseException:
             # else a failure waits for every run behind it
             pool.shutdown(wait=False, cancel_futures=True)
@@ -111,6 +121,7 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
     label, evaluate = evaluator(chosen, extractor(chosen.extractors[0], chosen), chosen.n, config)
     train_run(run_folder(chosen, name), config, open_images(config.data), start.network,
               start.backbones, distance=start.distance, dtype=torch.float16, evaluate=evaluate,
+              keep=Keep(ticks=max(8, config.total_images // 100_000), snapshots=chosen.snapshots),
               bar_position=(current_process()._identity or (1, ))[0] - 1,
               provenance={"name": name, "digest": digest(chosen, name)})  # yapf: disable
     seconds = time.monotonic() - begin
@@ -127,7 +138,8 @@ def _train_classifier(name: str, chosen: Profile) -> str:
     torch.manual_seed(settings.seed)
     network = new_classifier(name, chosen)
     accuracy = train_classifier(network, dataset.images[:], dataset.labels, epochs=settings.epochs,
-                                lr=settings.lr, seed=settings.seed)
+                                lr=settings.lr, seed=settings.seed, holdout=chosen.holdout,
+                                mirror=chosen.mirror)
     half = {
         key: x.half() if x.is_floating_point() else x for key, x in network.state_dict().items()}
     metadata = {"kind": f"a {name} classifier", "digest": digest(chosen, name),
@@ -149,6 +161,18 @@ def obtain(name: str, profile_name: str) -> Run:
     assert path is not None
     denoiser, metadata = checkpoint.load_with_metadata(path)
     return Run(name, path, denoiser, config, pd.DataFrame(metadata.get("log", [])))
+
+
+def obtain_at(name: str, profile_name: str, images: int = 0) -> Path:
+    """The file of a finished run, or of its average after so many training images. Raises
+    ValueError if that was not kept."""
+    chosen = profile(profile_name)
+    if not images or images == chosen.config(name).total_images:
+        return obtain(name, profile_name).path
+    path = run_folder(chosen, name) / snapshot_name(images)
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: it is kept while {name} is trained")
+    return path
 
 
 def ship(profile_name: str) -> None:

@@ -20,9 +20,10 @@ from gdd.weights import checkpoint
 
 
 def new_classifier(name: str, chosen: Profile) -> Any:
-    if chosen.classifiers[name].role == "backbone":
+    if (role := chosen.classifiers[name].role) == "backbone":
         return new_backbone(chosen, name)
-    return features.ClassifierFeatures(*chosen.shape[:2], chosen.classes)
+    return features.ClassifierFeatures(*chosen.shape[:2], chosen.classes,
+                                       residual=role == "residual features")
 
 
 @keep
@@ -34,7 +35,7 @@ def extractor(name: str, chosen: Profile | None = None, device: str = "cpu",
     owner = next((p for p in known if name in p.classifiers), None)
     if owner is None:
         return features.extractor(name, device=device, precision=precision)
-    if owner.classifiers[name].role != "features":
+    if owner.classifiers[name].role == "backbone":
         raise ValueError(f"features must not be a discriminator's backbone; got {name!r}")
     path = finished(owner, name) or (None if chosen else shipped(owner, name))
     if path is None:

@@ -78,19 +78,23 @@ def main(args: Figures) -> None:
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
     from analysis import experiments
-    from gdd.training.start import missing_files
+    from gdd.training.start import finished, missing_files
 
     if args.ship:
         return experiments.ship(args.profile)
-    if lacking := missing_files(chosen):
-        raise FileNotFoundError(f"profile {chosen.name} lacks {len(lacking)} files: " +
-                                "; ".join(lacking))
-    if args.seeds:
-        return _write_seeds(args.profile)
     patterns = [pattern for figure in figures.values() for pattern in figure.runs]
     needed = [run for run in chosen.runs if any(fnmatch(run, pattern) for pattern in patterns)]
     if args.retrain and not args.only:
         needed = list(chosen.runs)  # also what no figure shows, such as a conditional generator
+    work = chosen.live or args.retrain or args.seeds or any(
+        finished(chosen, run) is None for run in needed)
+    if work and (lacking := missing_files(chosen)):
+        raise FileNotFoundError(f"profile {chosen.name} lacks {len(lacking)} files: " +
+                                "; ".join(lacking))
+    if args.seeds:
+        from analysis.surveys import survey
+
+        return survey(args.profile)
     experiments.train_missing(needed, args.profile, retrain=args.retrain)
     for key, figure in figures.items():
         start = time.monotonic()
@@ -171,14 +175,6 @@ def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) ->
     failed.replace(executed)
 
 
-def rounded(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with numbers to four significant digits: what is drawn and what is written, so
-    that another processor's rounding changes neither."""
-    floats = table.select_dtypes("float").columns
-    exact = {name: table[name].map(lambda x: float(f"{x:.4g}")) for name in floats}
-    return table.assign(**exact)
-
-
 def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: str) -> None:
     """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an
     unchanged file."""
@@ -191,31 +187,23 @@ def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: st
         write_atomically(folder / f"{name}.{kind}", content)
 
 
-def _write_seeds(profile_name: str) -> None:
-    from analysis import measurements
+def rounded(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table as it is drawn and written: numbers to four significant digits."""
+    from analysis import tables
 
-    table = rounded(measurements.seeds_table(profile_name))
-    path = FIGURES_FOLDER / profile(profile_name).name / "seeds.csv"
-    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
-    keys = ["run", "training_seed", "kind"]
-    print(table.groupby(keys, sort=False)["distance"].mean().unstack("kind").to_string())
+    return tables.rounded(table)
 
 
 def read_seeds(profile_name: str) -> "pd.DataFrame":
-    """The rows of figures/PROFILE/seeds.csv, made by `make seeds`, whose runs are today's; empty if
-    there are none."""
-    import pandas as pd
+    """The rows by the usual judge of figures/PROFILE/seeds.csv, made by `make seeds`, of runs with
+    further training seeds, as they are trained today; empty if there are none."""
+    from analysis import measurements, tables
 
-    from gdd.training.start import digest
-
-    chosen = profile(profile_name)
-    path = FIGURES_FOLDER / chosen.name / "seeds.csv"
-    if not path.exists():
-        return pd.DataFrame({"run": [], "training_seed": []})
-    table = pd.read_csv(path, keep_default_na=False)
-    todays = {name: digest(chosen, name) for name in chosen.further_seeds()}
+    table, further = tables.read("seeds", profile_name), profile(profile_name).further_seeds()
     names = table["run"] + "@" + table["training_seed"].astype(str)
-    return table[names.map(todays) == table["digest"]].reset_index(drop=True)
+    kept = names.isin(further) & (table["against"] != "test")
+    kept &= table["metric"] == measurements.metric(profile_name)
+    return table[kept].reset_index(drop=True)
 
 
 def write_gallery(folder: Path) -> None:

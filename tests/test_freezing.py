@@ -33,7 +33,7 @@ def test_levels_nest(tiny):
 
 def test_auxiliary_convolutions_are_no_blocks():
     network = Denoiser.from_config(TINY | {"encoder_type": "residual", "decoder_type": "skip"})
-    for policy in set(POLICIES) - {"norm-only"}:
+    for policy in set(POLICIES) - {"norm-only", "inverse-gdd-i"}:
         assert not any("aux" in name for name in freeze(network, policy).names)
 
 
@@ -41,6 +41,11 @@ def test_norm_only_trains_the_norms(tiny):
     freeze(tiny, "norm-only")
     trained = {name for name, p in tiny.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in tiny.named_parameters() if "norm" in name}
+
+
+def test_the_inverse_trains_what_gdd_i_freezes(tiny):
+    names = {name for name, _ in tiny.named_parameters()}
+    assert set(freeze(tiny, "inverse-gdd-i").names) == names - set(freeze(tiny, "gdd-i").names)
 
 
 def test_the_official_loss_rule_leaves_out_up_and_down(tiny):

@@ -20,7 +20,7 @@ __all__ = ["FOLDER", "NAMES", "ClassifierFeatures", "Extractor", "classifier", "
 
 FOLDER = Path("checkpoints")
 NAMES = ("inception", "inception:edm", "inception:clean", "inception:legacy_pytorch", "clip",
-         "dinov2", "timm:NAME")
+         "dinov2", "lite2", "timm:NAME", "NAME@PIXELS")
 
 
 def extractor(name: str, *, device: str = "cpu", precision: str = "fp32",
@@ -32,7 +32,7 @@ def extractor(name: str, *, device: str = "cpu", precision: str = "fp32",
         found = torchscript_inception(mode, on, folder)
     elif name == "inception:legacy_pytorch":
         found = pytorch_inception(on, folder)
-    elif name in TIMM_NAMES or name.startswith("timm:"):
+    elif name.partition("@")[0] in TIMM_NAMES or name.startswith("timm:"):
         found = timm_network(name, on, folder)
     else:
         raise ValueError(f"features must be one of {', '.join(NAMES)}, or a classifier of a "

@@ -12,16 +12,20 @@ from torch import Tensor
 from analysis.features.extractor import Extractor, family, rgb
 
 TIMM_NAMES = {"clip": "vit_base_patch32_clip_224.openai",
-              "dinov2": "vit_large_patch14_dinov2.lvd142m"}  # yapf: disable
+              "dinov2": "vit_large_patch14_dinov2.lvd142m",
+              "lite2": "tf_efficientnet_lite2"}  # yapf: disable
 
 
 def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
     """A timm network's pooled features, of CLIP its embedding, after an antialiased bicubic resize
-    to its input size."""
+    to its input size, or to SIZE pixels of NAME@SIZE. Raises ValueError on a wrong size."""
     import timm
 
-    model = TIMM_NAMES.get(name, name.removeprefix("timm:"))
-    options: dict[str, Any] = {} if name == "clip" else {"num_classes": 0}
+    plain, at, pixels = name.partition("@")
+    if at and not (pixels.isdecimal() and 32 <= int(pixels) <= 1024):
+        raise ValueError(f"features {name}: the size after @ must be 32 to 1024 pixels")
+    model = TIMM_NAMES.get(plain, plain.removeprefix("timm:"))
+    options: dict[str, Any] = {} if plain == "clip" else {"num_classes": 0}
     if "dinov2" in model:
         options["img_size"] = 224
     path = folder / f"{model}.safetensors"
@@ -39,6 +43,8 @@ def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
         raise ValueError(f"features {name}: {str(error).splitlines()[0]}") from None
     network = network.to(device).eval()
     size = 224 if "img_size" in options else network.pretrained_cfg["input_size"][-1]
+    if at:
+        size = int(pixels)
     mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] * 255
                  for key in ("mean", "std"))
 

@@ -26,7 +26,8 @@ RECIPE = 2  # raise it when code, not config, changes what a run trains to: ship
 class Classifier:
     """A small network that a profile trains on its own data."""
 
-    role: Literal["backbone", "features"]  # what the discriminator looks through, or what judges
+    # what the discriminator looks through, or what judges: plain, or residual for pictures
+    role: Literal["backbone", "features", "residual features"]
     epochs: int
     lr: float
     seed: int
@@ -49,7 +50,17 @@ class Profile:
     n_activations: int = 256
     seed_ranges: int = 3
     training_seeds: tuple[int, ...] = (0, )
+    # how many of them a run takes, if not all; one suffices for those of another teacher
+    seeds_of: Mapping[str, int] = field(default_factory=dict)
+    # runs that are compared at equal images, by the question they answer
+    ablations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    snapshots: tuple[int, ...] = ()  # images at which a student's average is kept
     classifiers: Mapping[str, Classifier] = field(default_factory=dict)
+    mirror: bool = False  # whether its classifiers may see an image mirrored
+    holdout: int = 5  # they never see every so-manieth: no divisor of a period in the classes
+    live: bool = True  # whether figures measure; else they read what `make seeds` measured
+    test: str = ""  # other images of the same kind, that no training sees
+    files: tuple[str, ...] = ()  # public ones, beside those of its runs: of what judges
     reference: str = ""  # what generators are measured against, if not the data: statistics
     shipped: Path | None = None  # folder of weights that come with the package
 
@@ -71,6 +82,11 @@ class Profile:
         return replace(known, seed=int(seed)) if seed else known
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """What generators are measured against."""
+        return ("data", "test") if self.test else ("data", )
+
+    @property
     def teacher(self) -> str:
         """The usual teacher: a run, or a public checkpoint."""
         return next(iter(self.networks))
@@ -82,11 +98,15 @@ class Profile:
         return self.networks.get(teacher, self.networks[self.teacher])
 
     def further_seeds(self) -> list[str]:
-        """The runs that are trained with further seeds, as `run@seed`: all that start from the
-        usual teacher."""
+        """The runs that are trained with further seeds, as `run@seed`."""
         return [
-            f"{name}@{seed}" for seed in self.training_seeds[1:] for name in self.runs
-            if self.runs[name].teacher == self.teacher]
+            f"{name}@{seed}" for index, seed in enumerate(self.training_seeds[1:], 2)
+            for name in self.runs if index <= self.seeds(name)]
+
+    def seeds(self, run: str) -> int:
+        """How many training seeds a run takes."""
+        usual = len(self.training_seeds) if self.runs[run].teacher == self.teacher else 1
+        return self.seeds_of.get(run, usual)
 
 
 def require(name: str, known: Iterable[str], what: str) -> Any:

@@ -108,12 +108,12 @@ def _launcher() -> list[str]:
 def _describe(profile: Profile, name: str, args: Train) -> None:
     import torch
 
-    from gdd.backbones import Backbone, TimmBackbone
+    from gdd.backbones import Backbone
     from gdd.denoiser import Denoiser
     from gdd.freezing import freeze
     from gdd.perceptual import Lpips
     from gdd.training.memory import estimate
-    from gdd.training.start import new_backbone
+    from gdd.training.start import new_backbone, new_timm_backbone
 
     config, network = args.config, profile.network(name)
     print(json.dumps(dataclasses.asdict(config), indent=1))
@@ -124,8 +124,8 @@ def _describe(profile: Profile, name: str, args: Train) -> None:
     for block, (held, total) in report.blocks.items():
         print(f"  {block}: {held:,} of {total:,} frozen")
     backbones: list[Backbone] = [
-        new_backbone(profile, name) if name in profile.classifiers else TimmBackbone(
-            name, image_size=config.d_image_size) for name in config.backbones]
+        new_backbone(profile, name) if name in profile.classifiers else new_timm_backbone(
+            name, config) for name in config.backbones]
     lpips = Lpips() if config.distillation and config.distance == "lpips" else None
     processes = max(args.hardware.devices, 1) * max(args.hardware.nodes, 1)
     share = config.batch_size // processes

@@ -6,6 +6,7 @@ log.csv            a row per tick: images, mean losses, sign rates, distances, i
 samples/           a grid of the EMA network's images per tick, from the same seeds
 tensorboard/       the same as curves, if TensorBoard is installed
 state.safetensors  all that resuming needs; gone once the run is finished
+images-COUNT.safetensors  the EMA network at a snapshot
 best.safetensors   the EMA network of the tick with the least distance, if one is measured
 final.safetensors  the finished EMA network, with config and log inside
 """
@@ -106,6 +107,11 @@ class RunFolder:
     def write_log(self, log: list[dict[str, float]]) -> None:
         content = pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode()
         write_atomically(self.path / "log.csv", content)
+
+
+def snapshot_name(images: int) -> str:
+    """Of the file with the EMA network after so many images."""
+    return f"images-{images:09d}.safetensors"
 
 
 def environment() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gdd.files import write_atomically
 from gdd.grid import grid_png
 from gdd.sampling import generate, sampler_of
 from gdd.training.engine import Engine
-from gdd.training.folder import TIMINGS, RunFolder
+from gdd.training.folder import TIMINGS, RunFolder, snapshot_name
 from gdd.training.sharding import whole
 from gdd.training.state import load_state, pack_state, state_bytes
 from gdd.training.trainer import Distance, TrainState, init_state, train
@@ -73,6 +73,7 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
         record.open(bar_position)
         count = -(-config.total_images // config.batch_size)
         ticks = {-(-count * (tick + 1) // keep.ticks) for tick in range(keep.ticks)}
+        snapshots = {-(-images // config.batch_size) for images in keep.snapshots}
         with record.bar:
             while state.images_seen < config.total_images:
                 try:
@@ -89,6 +90,8 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
                     steps = training()
                     continue
                 record.step()
+                if state.step in snapshots:
+                    record.snapshot()
                 if state.step in ticks:
                     record.tick()
                 if engine.any(bool(asked)) and state.images_seen < config.total_images:
@@ -200,6 +203,12 @@ class _Record:
                          content)
         if self.curves:
             self.curves.experiment.add_images("samples", images, self.state.images_seen)
+
+    def snapshot(self) -> None:
+        average, images = whole(self.state.ema), self.state.images_seen
+        self.files.engine.on_rank_zero(lambda: checkpoint.save_denoiser(
+            self.files.path / snapshot_name(images), average, dtype=torch.float16, images_seen=
+            images, weights="EMA", **self.provenance))
 
     def finish(self, dtype: torch.dtype) -> None:
         average = whole(self.state.ema)

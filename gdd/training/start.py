@@ -24,6 +24,7 @@ from gdd.training.trainer import Distance
 from gdd.weights import checkpoint, download
 
 RUNS = Path(os.environ.get("GDD_RUNS", ROOT / "runs"))
+RANDOM = "random:"  # before the name of a backbone: without its weights
 Find = Callable[[str], Path]  # the file of a run or classifier, by its name
 
 
@@ -80,7 +81,9 @@ def any_finished(profile: Profile, name: str) -> Path:
 def missing_files(profile: Profile) -> list[str]:
     """What the profile's runs need and is not on disk, a sentence each."""
     found: list[str] = []
-    paths = {profile.data, *(config.data for config in profile.runs.values())} - BUNDLED.keys()
+    paths = {
+        profile.data, profile.test or profile.data,
+        *(config.data for config in profile.runs.values())} - BUNDLED.keys()
     for path in sorted(path for path in paths if not Path(path).exists()):
         found.append(f"the data set {path} (`python -m gdd data prepare SOURCE {path}` writes it)")
     if profile.reference and not Path(profile.reference).exists():
@@ -88,9 +91,12 @@ def missing_files(profile: Profile) -> list[str]:
         found.append(f"{profile.reference} (`python -m gdd download {name}`)")
     names = {
         name for config in profile.runs.values() for name in (config.teacher, *config.backbones)}
+    names |= set(profile.files)
     if any(config.distance == "lpips" for config in profile.runs.values()):
         names.add(LPIPS)
-    for name in sorted(names - {"", *profile.runs, *profile.classifiers}):
+    for name in sorted(names - {"", "random", *profile.runs, *profile.classifiers}):
+        if name.startswith(RANDOM):
+            continue
         try:
             download.require_file(name)
         except FileNotFoundError as error:
@@ -109,21 +115,29 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
     if not config.teacher:
         raise ValueError(f"teacher must be named with objective {config.objective}; got ''")
     weights = {
-        name: download.require_file(name) for name in config.backbones
-        if name not in profile.classifiers}
+        name: None if name.startswith(RANDOM) else download.require_file(name)
+        for name in config.backbones if name not in profile.classifiers}
     lpips = config.distillation and config.distance == "lpips"
     distance = Lpips(download.require_file(LPIPS)) if lpips else None
+    torch.manual_seed(config.seed)
     if config.teacher in profile.runs:
-        teacher = find(config.teacher)
+        teacher = checkpoint.load(find(config.teacher))
     elif config.teacher in TEACHERS:
-        teacher = download.require_file(config.teacher)
+        teacher = checkpoint.load(download.require_file(config.teacher))
+    elif config.teacher == "random":
+        teacher = Denoiser.from_config(profile.network(run))
     else:
-        teacher = checkpoint.locate(config.teacher)
+        teacher = checkpoint.load(checkpoint.locate(config.teacher))
     backbones = [
-        TimmBackbone(name, weights[name], config.d_image_size)
-        if name in weights else load_backbone(profile, name, find(name))
-        for name in config.backbones]
-    return Start(checkpoint.load(teacher), backbones, distance)
+        new_timm_backbone(name, config, weights[name]) if name in weights else load_backbone(
+            profile, name, find(name)) for name in config.backbones]
+    return Start(teacher, backbones, distance)
+
+
+def new_timm_backbone(name: str, config: TrainConfig, weights: Path | None = None) -> TimmBackbone:
+    backbone = TimmBackbone(name.removeprefix(RANDOM), weights, config.d_image_size)
+    backbone.name = name
+    return backbone
 
 
 def new_backbone(profile: Profile, name: str) -> ClassifierBackbone:

@@ -27,6 +27,7 @@ from gdd.training.sharding import local
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Term = tuple[float, Tensor]  # weight, loss (B,)
+Features = list[list[Tensor]]  # of images: each backbone's taps
 
 
 @dataclass
@@ -194,23 +195,25 @@ def take_step(state: TrainState, models: Models, batch: Batch) -> None:
             r1_step(state, batch)
 
 
-def generator_step(state: TrainState, models: Models, batch: Batch) -> list[Tensor]:
-    """One update of the network in training: the sum of its objective's terms. Returns each
-    micro-batch's fakes (B,C,H,W), if the discriminator will use them."""
-    config, engine, fakes = state.config, state.engine, []
+def generator_step(state: TrainState, models: Models, batch: Batch) -> list[Features]:
+    """One update of the network in training: the sum of its objective's terms. Returns the features
+    of each micro-batch's fakes, if the discriminator's step will use them."""
+    config, engine = state.config, state.engine
+    fakes: list[Features] = []
     metrics = StepMetrics(config.batch_size)
     engine.zero_grad(state.optimizer, config.lr * _lr_rate(state))
     _require_discriminator_grad(state, False)
     for rows in engine.micro_batches(len(batch.real)):
-        part, fake = batch.part(rows), None
+        part, features = batch.part(rows), None
         if state.discriminator is not None:
             state.discriminator.iterate(rows.start == 0)
             fake = models.sample(models.generator, part.latents, labels=part.labels)
+            features = state.discriminator.features(fake)
             if config.reuse_fakes:
-                fakes.append(fake.detach())
+                fakes.append([[tap.detach() for tap in taps] for taps in features])
         loss = torch.zeros((), device=engine.device)
         for name in config.terms:
-            weight, per_image = TERMS[name](state, models, part, fake)
+            weight, per_image = TERMS[name](state, models, part, features)
             label = "loss_g" if name == "gdd" else f"loss_{name}"
             loss = loss + weight * metrics.mean(label, per_image)
         engine.backward(loss)
@@ -224,20 +227,21 @@ def _require_discriminator_grad(state: TrainState, on: bool) -> None:
         parameter.requires_grad_(on)
 
 
-def _edm(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
+def _edm(state: TrainState, models: Models, part: Batch, fake: Features | None) -> Term:
     sigma_data = state.generator.sigma_data
     return 1.0, losses.edm_loss(models.generator, part.real, part.sigma, part.noise, part.labels,
                                 sigma_data=sigma_data)
 
 
-def _gan(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
+def _gan(state: TrainState, models: Models, part: Batch, fake: Features | None) -> Term:
     assert state.discriminator is not None
-    logits = state.discriminator(fake, part.labels)
+    assert fake is not None
+    logits = state.discriminator.logits(fake, part.labels)
     return gan_weight(state.config), losses.generator_loss(logits, state.config.gan_loss)
 
 
 def _distillation(loss: Callable[..., Tensor]) -> Callable[..., Term]:
-    def term(state: TrainState, models: Models, part: Batch, fake: Tensor | None) -> Term:
+    def term(state: TrainState, models: Models, part: Batch, fake: Features | None) -> Term:
         per_image = loss(models.distillation, part.real, part.noise, part.uniform.T, part.labels)
         return state.config.cd_weight if state.config.adversarial else 1.0, per_image
 
@@ -263,7 +267,7 @@ def gan_weight(config: TrainConfig) -> float:
 
 
 def discriminator_step(state: TrainState, models: Models, batch: Batch,
-                       fakes: Sequence[Tensor]) -> None:
+                       fakes: Sequence[Features]) -> None:
     """One update of the discriminator's heads on the updated generator's fakes from other latents,
     or on those of the generator's step, and on reals."""
     config, engine, discriminator = state.config, state.engine, state.discriminator
@@ -274,9 +278,12 @@ def discriminator_step(state: TrainState, models: Models, batch: Batch,
     for real in (False, True):
         for index, rows in enumerate(engine.micro_batches(len(batch.real))):
             part = batch.part(rows)
-            images = part.real if real else fakes[index] if fakes else _fakes(models, part)
             discriminator.iterate(index == 0)
-            logits = discriminator(images, part.labels)
+            if fakes and not real:
+                features = fakes[index]
+            else:
+                features = discriminator.features(part.real if real else _fakes(models, part))
+            logits = discriminator.logits(features, part.labels)
             per_image = losses.discriminator_loss(logits, real, config.gan_loss)
             engine.backward(weight * metrics.mean("loss_d", per_image))
             metrics.sign("sign_real" if real else "sign_fake", logits)

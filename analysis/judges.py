@@ -1,0 +1,95 @@
+"""Judges: what says how far two sets of images are apart. A profile names several that fail in
+different ways, since one that is kin to the discriminator may be pleased where no other is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+
+from analysis import fid
+from analysis.extractors import extractor, stats_of
+from analysis.fid.sources import Source, Statistics, open_source
+from analysis.fid.summaries import Summaries
+from analysis.fid.swd import projected_patches, sliced_wasserstein
+from gdd.profiles import Profile, profile
+
+SWD = "swd"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The name of its distance, such as `FD1797[digits]`, and how it is computed."""
+
+    metric: str
+    summarise: Callable[[Source | Statistics], Any]
+    distance: Callable[[Any, Any], float]
+    equal_n: bool  # of both sets
+
+
+@cache
+def judges(profile_name: str) -> tuple[Judge, ...]:
+    """Those of a profile, the first the usual one."""
+    chosen = profile(profile_name)
+    return tuple(_sliced(chosen) if name == SWD else _frechet(profile_name, name)
+                 for name in chosen.extractors)  # yapf: disable
+
+
+@cache
+def summaries(profile_name: str, name: str) -> Summaries:
+    """Where the feature statistics of a judge are kept while a process lives."""
+    return Summaries(extractor(name, profile(profile_name)))
+
+
+def _frechet(profile_name: str, name: str) -> Judge:
+    def summarise(source: Source | Statistics) -> Any:
+        return stats_of(source, summaries(profile_name, name))
+
+    metric = metric_of(name, profile(profile_name).n)
+    return Judge(metric, summarise, fid.frechet_distance, False)
+
+
+def _sliced(chosen: Profile) -> Judge:
+    def summarise(source: Source | Statistics) -> Any:
+        assert isinstance(source, Source), "sliced Wasserstein needs images"
+        return projected_patches(source.batches(range(source.n), 512))
+
+    return Judge(metric_of(SWD, chosen.n),
+                 lru_cache(maxsize=8)(summarise), sliced_wasserstein, True)
+
+
+def metric_of(name: str, n: int) -> str:
+    """What distances by the judge called `name` are called."""
+    return fid.label("", n, "SWD").removesuffix("[]") if name == SWD else fid.label(name, n)
+
+
+def real(profile_name: str, judge: Judge, split: str) -> Any:
+    """What a judge makes of the `data` or the `test` split, all of it, or n of it drawn."""
+    chosen = profile(profile_name)
+    path = {"data": chosen.reference or chosen.data, "test": chosen.test}[split]
+    source = _opened(path)
+    if judge.equal_n and isinstance(source, Source) and source.n > chosen.n:
+        source = _drawn(path, chosen.n)
+    return judge.summarise(source)
+
+
+@cache
+def _opened(path: str) -> Source | Statistics:
+    return open_source(path)
+
+
+@cache
+def _drawn(path: str, n: int) -> Source:
+    source = _opened(path)
+    assert isinstance(source, Source)
+    order = torch.randperm(source.n, generator=torch.Generator().manual_seed(0)).tolist()
+    return source.part(order[:n], f"{source.name}, n drawn")
+
+
+@lru_cache(maxsize=8)
+def in_memory(source: Source) -> Source:
+    """The same images, made once for all judges."""
+    images = torch.cat(list(source.batches(range(source.n), 256)))
+    return replace(source, batches=lambda indices, size: iter(images[list(indices)].split(size)))
