@@ -15,14 +15,15 @@ from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from analysis.extractors import evaluator, extractor, new_classifier
 from gdd.config import Keep, TrainConfig
-from gdd.data.images import open_images
+from gdd.data.images import Images, open_images
 from gdd.denoiser import Denoiser
-from gdd.files import write_atomically
 from gdd.freezing import freeze
 from gdd.profiles import Profile, profile
 from gdd.training.classifier import train_classifier
@@ -31,6 +32,7 @@ from gdd.training.run import run as train_run
 from gdd.training.start import digest, finished, load_start, run_folder
 from gdd.weights import checkpoint, download
 
+REAL = "real.npz"  # among a profile's shipped files: real images
 T = TypeVar("T")
 TEACHER_THREADS = 2  # every other run waits for the teacher; its bits depend on their number
 
@@ -175,22 +177,20 @@ def obtain_at(name: str, profile_name: str, images: int = 0) -> Path:
     return path
 
 
-def ship(profile_name: str) -> None:
-    """Copy the trained runs to the profile's folder of shipped weights; a generator with frozen
-    weights keeps only what differs from its teacher's file."""
+def real_sample(profile_name: str, n: int) -> Images:
+    """n real images with their labels, drawn once for all: those that come with the package, or
+    else from the data. Raises ValueError if there are fewer."""
     chosen = profile(profile_name)
-    if chosen.shipped is None:
-        raise ValueError(f"profile {profile_name} ships no weights")
-    for name in (*chosen.classifiers, *chosen.runs):
-        source, target = finished(chosen, name), chosen.shipped / f"{name}.safetensors"
-        if source is None:
-            raise ValueError(f"{name} is not trained; `make figures RETRAIN=1` trains all")
-        if source == target:
-            continue
-        if name in chosen.classifiers or chosen.config(name).freeze == "none":
-            write_atomically(target, source.read_bytes())
-            continue
-        denoiser, metadata = checkpoint.load_with_metadata(source)
-        kept = {key: value for key, value in metadata.items() if key not in ("network", "epsilon")}
-        base = chosen.shipped / f"{chosen.config(name).teacher}.safetensors"
-        checkpoint.save_denoiser(target, denoiser, base=base, dtype=torch.float16, **kept)
+    path = chosen.shipped / REAL if chosen.shipped else None
+    labels: Tensor | None
+    if path and path.is_file():
+        found = np.load(path, allow_pickle=False)
+        images, labels = (torch.from_numpy(found[name]) for name in ("images", "labels"))
+    else:
+        data = open_images(chosen.data, in_memory=0)
+        picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]
+        images, labels = data.images[picked], data.labels
+        labels = None if labels is None else labels[picked]
+    if len(images) < n:
+        raise ValueError(f"{path or chosen.data} has {len(images)} real images; {n} are asked for")
+    return Images(chosen.title, images[:n], None if labels is None else labels[:n])

@@ -34,6 +34,7 @@ class Figure:
     notebook: str
     runs: tuple[str, ...]
     parameters: Mapping[str, Any]
+    needs: str = ""  # a field of the profile, without which there is nothing to show
 
 
 FIGURES = {
@@ -44,6 +45,8 @@ FIGURES = {
                      "part": "conv1"}),
     "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
                     {"seed_ranges": 0}),
+    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 64}),
+    "ablations": Figure("ablations", (), {}, needs="ablations"),
 }  # yapf: disable
 
 
@@ -71,7 +74,9 @@ class Figures:
 
 def main(args: Figures) -> None:
     chosen = profile(args.profile)
-    keys = [key.strip() for key in args.only.split(",") if key.strip()] or list(FIGURES)
+    asked = [key.strip() for key in args.only.split(",") if key.strip()]
+    keys = asked or [key for key, figure in FIGURES.items()
+                     if not figure.needs or getattr(chosen, figure.needs)]  # yapf: disable
     figures = {key: require(key, FIGURES, "figure") for key in keys}
     parameters = _parameters(args.param, figures)
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -81,7 +86,9 @@ def main(args: Figures) -> None:
     from gdd.training.start import finished, missing_files
 
     if args.ship:
-        return experiments.ship(args.profile)
+        from analysis.shipping import ship
+
+        return ship(args.profile)
     patterns = [pattern for figure in figures.values() for pattern in figure.runs]
     needed = [run for run in chosen.runs if any(fnmatch(run, pattern) for pattern in patterns)]
     if args.retrain and not args.only:

@@ -88,7 +88,6 @@ def _drawn(path: str, n: int) -> Source:
     return source.part(order[:n], f"{source.name}, n drawn")
 
 
-@lru_cache(maxsize=8)
 def in_memory(source: Source) -> Source:
     """The same images, made once for all judges."""
     images = torch.cat(list(source.batches(range(source.n), 256)))

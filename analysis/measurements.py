@@ -6,6 +6,7 @@ summarises. A profile whose measuring takes hours has its rows in figures/PROFIL
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ import torch
 from analysis import tables
 from analysis.experiments import obtain, obtain_at
 from analysis.fid.sources import Source, of_checkpoint, of_denoiser, open_source
-from analysis.judges import Judge, in_memory, judges, real, summaries
+from analysis.judges import Judge, in_memory, judges, metric_of, real, summaries
 from gdd.profiles import Profile, profile
 from gdd.sampling import sampler_of
 from gdd.training.start import digest
@@ -24,9 +25,11 @@ KINDS = ("abs", "rel", "rel, disjoint seeds")
 
 def metric(profile_name: str) -> str:
     """The name of a profile's usual distance, such as `FD1797[digits]`."""
-    return judges(profile_name)[0].metric
+    chosen = profile(profile_name)
+    return metric_of(chosen.extractors[0], chosen.n)
 
 
+@lru_cache(maxsize=8)
 def generated(name: str, sampler: str, profile_name: str, index: int, images: int = 0) -> Source:
     """A run's images from the `index`-th range of n seeds; of its average after so many training
     images, if a number is given."""
@@ -85,7 +88,8 @@ def _measured_before(points: Sequence[tuple[str, str]], profile_name: str, stude
     wanted = [(name, chosen.config(name).seed, sampler) for name, sampler in points]
     seeds = {f"{index * chosen.n}-{(index + 1) * chosen.n - 1}" for index in range(ranges)}
     keys = zip(table["run"], table["training_seed"], table["sampler"], strict=True)
-    kept = [key in wanted for key in keys] & table["seeds"].isin(seeds)
+    kept = pd.Series([key in wanted for key in keys], table.index, dtype=bool)
+    kept &= table["seeds"].isin(seeds)
     kept &= (table["metric"] == metric(profile_name)) & (table["against"] != "test")
     kept &= (table["kind"] == "abs") | (bool(student) & (table["against"] == student))
     found = table[kept]

@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 PAGE = 7.0  # inches
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
@@ -156,6 +156,62 @@ def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, np.ndarray]:
     low = found["low"].mask(single, found["least"])
     high = found["high"].mask(single, found["most"])
     return found["mean"], np.stack([found["mean"] - low, high - found["mean"]])
+
+
+def plot_intervals(table: pd.DataFrame, *, teacher: float, floor: float,
+                   ax: Axes | None = None) -> Axes:
+    """A dot per `run` at its `mean`, a bar from `low` to `high`, one below the other; beside them
+    the teacher (dashed) and the floor (dotted). All of one `metric`."""
+    ax = ax or plt.gca()
+    places = range(len(table))
+    span = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
+    ax.errorbar(table["mean"], places, xerr=span, color=COLORS["abs"], marker="o", linestyle="none",
+                capsize=2)
+    ax.axvline(teacher, color=COLORS["teacher"], linestyle="--", linewidth=1)
+    ax.axvline(floor, color=COLORS["teacher"], linestyle=":", linewidth=1)
+    ax.set_yticks(places, table["run"])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    if table["high"].max() > 20 * max(floor, 1e-9):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(PLAIN)
+        ax.xaxis.set_minor_formatter(PLAIN if table["high"].max() < 30 *
+                                     table["low"].min() else NullFormatter())
+    else:
+        ax.set_xlim(0, None)
+    return ax
+
+
+def plot_along(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """`mean` distance against training `images`, a line per `run` with a band from `low` to `high`;
+    of one `metric`."""
+    ax = ax or plt.gca()
+    styles = zip((COLORS["abs"], COLORS["rel"]), "os", strict=True)
+    for (run, rows), (color, marker) in zip(table.groupby("run", sort=False), styles, strict=False):
+        rows = rows.sort_values("images")
+        thousands = rows["images"] / 1000
+        ax.plot(thousands, rows["mean"], color=color, marker=marker, label=run)
+        ax.fill_between(thousands, rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
+    ax.set(xlabel="training images (thousands)", ylabel=table["metric"].iloc[0], xscale="log")
+    _log_axis(ax)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(table["images"].unique() / 1000)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.tick_params(axis="x", rotation=45)
+    return ax
+
+
+def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> Axes:
+    """A grid of uint8 images (N,C,H,W), row by row, pixels as they are."""
+    ax = ax or plt.gca()
+    framed = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=255)
+    n, c, h, w = framed.shape
+    rows = n // columns
+    grid = framed[:rows * columns].reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2)
+    grid = grid.reshape(rows * h, columns * w, c)[:-1, :-1]
+    ax.imshow(grid if c == 3 else grid[..., 0], cmap="gray", vmin=0, vmax=255,
+              interpolation="nearest")
+    ax.set_axis_off()
+    return ax
 
 
 def plot_activations_page(table: pd.DataFrame) -> Figure:

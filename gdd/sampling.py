@@ -178,6 +178,16 @@ def parse_sampler(spec: str) -> Callable[..., Tensor]:
         raise ValueError(f"sampler must be one of {allowed}; got {spec!r}") from None
 
 
+def network_calls(spec: str) -> int:
+    """Calls of the network for an image (NFE) by the sampler that `parse_sampler` knows so. Raises
+    ValueError."""
+    sampler, value = parse_sampler(spec), spec.partition(":")[2]
+    if sampler is one_step:
+        return 1
+    steps = 2 if spec.startswith("two-step") else int(value or 18)
+    return 2 * steps - 1 if spec.startswith("heun") else steps
+
+
 def available_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` is a CUDA GPU if there is one, under torchrun the process's
     own, else the CPU. Raises ValueError if it is not to be had."""

@@ -18,12 +18,12 @@ from gdd.profiles import Classifier, Profile
 DATA = Path(os.environ.get("PATCHES", "patches.zip"))
 
 
-def write_data(n: int = 240) -> None:
+def write_data(path: Path, n: int = 240, seed: int = 0) -> None:
     """Patches of both photographs in turn, as a zip in EDM's layout; the class is the
     photograph."""
-    rng, labels = np.random.default_rng(0), []
+    rng, labels = np.random.default_rng(seed), []
     photographs = load_sample_images().images
-    with zipfile.ZipFile(DATA, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for index in range(n):
             pixels = photographs[index % 2]
             y, x = (rng.integers(0, side - 48) for side in pixels.shape[:2])

@@ -68,14 +68,16 @@ def server():
 
 
 def test_a_whole_file(server, tmp_path):
-    path, found, origin = download(NAME, folder=tmp_path / "new", source=server.url, sha256=SHA[:12])
+    path, found, origin = download(NAME, folder=tmp_path / "new", source=server.url,
+                                   sha256=SHA[:12])
     assert path == tmp_path / "new" / f"{NAME}.npz"
     assert path.read_bytes() == CONTENT
     assert found == SHA
     assert origin == f"from {server.url}"
     assert list(path.parent.iterdir()) == [path]
     # is there: not fetched again
-    assert download(NAME, folder=path.parent, source=server.url) == (path, SHA, "it was there")
+    again = download(NAME, folder=path.parent, source=server.url)
+    assert again == (path, SHA, "it was there")
     assert server.asked == [None]
     with pytest.raises(ValueError, match="is there and has SHA-256"):
         download(NAME, folder=path.parent, sha256="abc")
@@ -94,7 +96,7 @@ def test_a_broken_connection_is_resumed(server, tmp_path, change):
     if change == "file":
         server.content, server.tag = CONTENT[::-1], '"2"'
     server.ranges = change != "no ranges"
-    path, found, origin = download(NAME, folder=tmp_path, source=server.url)
+    path, found, _ = download(NAME, folder=tmp_path, source=server.url)
     assert server.asked == [None, f"bytes={kept}-"]
     assert path.read_bytes() == server.content
     assert found == hashlib.sha256(server.content).hexdigest()
@@ -153,7 +155,7 @@ def test_every_file_of_the_profiles_has_an_address_and_a_place(tmp_path):
 
 
 def test_a_published_md5_is_held_against_the_file(server, tmp_path):
-    with pytest.raises(ValueError, match="has MD5 .*, not c58f30108f718f92721af3b95e74349a; nothin"):
+    with pytest.raises(ValueError, match=r"has MD5 \w+, not c58f30108f718f92721af3b95e74349a; n"):
         download("cifar10", folder=tmp_path, source=server.url)
     assert not list(tmp_path.iterdir())
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"other")
@@ -188,7 +190,7 @@ def test_a_package_of_other_weights_is_refused(tmp_path, monkeypatch):
     other = tmp_path / "other.pth"
     other.write_bytes(b"x")
     monkeypatch.setattr(packaged, "installed", lambda name: other)
-    with pytest.raises(ValueError, match="has SHA-256 2d71.*, not 579344.*--force-reinstall"):
+    with pytest.raises(ValueError, match=r"has SHA-256 2d71\w+, not 579344.*--force-reinstall"):
         download(LITE, folder=tmp_path)
     assert list(tmp_path.iterdir()) == [other]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from patches_profile import write_data
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = ROOT / "tests" / "patches_profile.py"
@@ -29,14 +30,11 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
         str(tmp_path / "figures")}
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    import patches_profile
-
-    monkeypatch.setattr(patches_profile, "DATA", tmp_path / "patches.zip")
-    patches_profile.write_data()
+    write_data(tmp_path / "patches.zip")
     shown = command("analysis.figures", "--profile", PROFILE, cwd=tmp_path)
     assert re.search(r"trained gdd-i: 160 images in \d+ s, .*FD64\[judges\]", shown)
     folder = tmp_path / "figures" / "patches"
-    figures = ("fig02_rel_fid", "fig03_activations", "fig04_consistency")
+    figures = ("fig02_rel_fid", "fig03_activations", "fig04_consistency", "fig05_19_samples")
     files = [f"{name}.{kind}" for name in figures for kind in ("csv", "pdf", "png")]
     assert sorted(f.name for f in folder.iterdir()) == sorted(["index.html", "notebooks", *files])
     table = pd.read_csv(folder / "fig03_activations.csv")
@@ -63,3 +61,47 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     trained = command("gdd", "train", f"{PROFILE}-edm-cond", "--folder", tmp_path / "run",
                       "--accelerator", "cpu", "--samples", "4", cwd=tmp_path)
     assert "final.safetensors" in trained
+
+
+@pytest.mark.slow
+def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
+    """Trained, measured and shipped once; then every figure without data and without training."""
+    names = {
+        "PATCHES": str(tmp_path / "patches.zip"), "KEPT_SHIPPED": str(tmp_path / "shipped"),
+        "GDD_RUNS": str(tmp_path / "runs"), "GDD_FIGURES": str(
+            tmp_path / "figures"), "PYTHONPATH": str(ROOT / "tests")}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    write_data(tmp_path / "patches.zip")
+    write_data(tmp_path / "others.zip", seed=1)
+    kept, folder = ROOT / "tests" / "kept_profile.py", tmp_path / "figures" / "kept"
+    shown = command("analysis.figures", "--profile", kept, "--seeds", cwd=tmp_path)
+    assert shown.count(" trained ") == 2 + 13 + 6  # classifiers, runs, further seeds
+    seeds, along, memory, floor = (pd.read_csv(folder / f"{name}.csv")
+                                   for name in ("seeds", "images", "memory", "floor"))
+    assert set(seeds["metric"]) == {"FD64[judges]", "SWD64"} == set(floor["metric"])
+    assert set(seeds["against"]) == {"data", "test", "k-step-1"}
+    counted = seeds.groupby(["run", "training_seed", "sampler", "metric", "kind", "against"]).size()
+    assert (counted == 2).all()  # ranges of sampling seeds
+    assert along.groupby("images").size().to_dict() == {80: 32, 160: 32}
+    assert set(memory["run"]) == {"edm", "gdd", "gdd-i"}
+    assert memory[memory["of"] == "held-out"]["share_below"].between(0, 0.05).all()
+    again = command("analysis.figures", "--profile", kept, "--seeds", cwd=tmp_path)
+    assert " trained " not in again
+    assert pd.read_csv(folder / "seeds.csv").equals(seeds)
+
+    command("analysis.figures", "--profile", kept, "--ship", cwd=tmp_path)
+    shipped = {f.name for f in (tmp_path / "shipped").iterdir()}
+    assert {"real.npz", "real-judges.npz", "edm.safetensors", "looks.safetensors"} < shipped
+    assert "gdd-i-short.safetensors" not in shipped
+    for gone in ("runs", "patches.zip", "others.zip"):
+        (tmp_path / gone).rename(tmp_path / f"{gone}-gone")
+    made = command("analysis.figures", "--profile", kept, cwd=tmp_path)
+    assert " trained " not in made
+    table = pd.read_csv(folder / "ablations.csv", keep_default_na=False)
+    assert set(table["images"]) == {80}
+    assert set(table["verdict"]) <= {"", "lower", "higher", "not decided"}
+    alone = table[table["run"] == "gdd-from-random"]
+    assert set(alone["verdict"]) == {"not decided"}  # one training seed
+    assert set(alone["beside"]) == {"gdd"}
+    assert len(list(folder.glob("*.png"))) == 6

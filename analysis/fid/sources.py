@@ -21,7 +21,7 @@ from gdd.sampling import generate, parse_sampler, to_device
 from gdd.weights import checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """`n` uint8 images (N,C,H,W), produced in any order of indices; `identity` decides them, and
     addresses the cache."""

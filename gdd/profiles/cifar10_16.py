@@ -1,6 +1,7 @@
 """CIFAR-10's 50,000 pictures at 16x16: the claims where nothing saturates, on two CPU cores."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gdd.config import TrainConfig
@@ -41,6 +42,15 @@ FREEZING = {
     "gdd-norm-only": "norm-only",
     "gdd-inverse": "inverse-gdd-i", }
 
+MORE = {
+    **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
+    **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
+    "teacher-tenth": replace(TEACHER, total_images=200_000, lr_decay_images=100_000),
+    "gdd-from-tenth": replace(SHORT, teacher="teacher-tenth"),
+    "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
+    "gdd-from-random": replace(SHORT, teacher="random"),
+    "gdd-i-from-random": replace(SHORT_I, teacher="random"),
+    "gdd-i-224": replace(GDD_I, d_image_size=224, total_images=25_600), }
 RUNS = {
     "teacher": TEACHER,
     "gdd": GDD,
@@ -53,14 +63,7 @@ RUNS = {
     "two-step-0.8": replace(GDD, sampler="two-step:0.8"),
     "cond-teacher": replace(TEACHER, total_images=1_000_000, lr_decay_images=500_000),
     "cond-gdd-i": replace(GDD_I, teacher="cond-teacher"),
-    **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
-    **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
-    "teacher-tenth": replace(TEACHER, total_images=200_000, lr_decay_images=100_000),
-    "gdd-from-tenth": replace(SHORT, teacher="teacher-tenth"),
-    "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
-    "gdd-from-random": replace(SHORT, teacher="random"),
-    "gdd-i-from-random": replace(SHORT_I, teacher="random"),
-    "gdd-i-224": replace(GDD_I, d_image_size=224, total_images=25_600), }
+    **MORE, }
 
 PROFILE = Profile(
     name="cifar10-16",
@@ -89,6 +92,8 @@ PROFILE = Profile(
     classifiers={
         "cifar10-backbone": Classifier("backbone", epochs=15, lr=2e-3, seed=1),
         "cifar10-classifier": Classifier("residual features", epochs=20, lr=2e-3, seed=2), },
+    unshipped=tuple(MORE),
+    shipped=Path(__file__).resolve().parents[1] / "weights" / "zoo" / "cifar10-16",
     mirror=True,
     holdout=7,  # picture k of the archive is of class k % 10
 )  # yapf: disable
