@@ -219,7 +219,10 @@ def write_gallery(folder: Path) -> None:
     notebooks = next((f for f in (folder, *folder.parents) if (f / "notebooks").is_dir()), folder)
     for picture in sorted(folder.glob("*.png")):
         stem = html.escape(picture.stem)
-        notebook = os.path.relpath(notebooks / "notebooks" / f"{picture.stem}.ipynb", folder)
+        made = [
+            notebooks / "notebooks" / f"{name}.ipynb"
+            for name in (picture.stem, picture.stem.partition("_")[0])]
+        notebook = os.path.relpath(next((f for f in made if f.exists()), made[0]), folder)
         links = {"pdf": f"{stem}.pdf", "csv": f"{stem}.csv", "notebook": html.escape(notebook)}
         text = ", ".join(f'<a href="{link}">{what}</a>' for what, link in links.items())
         items.append(f'<figure><img src="{stem}.png" alt="{stem}"><figcaption>{stem}: {text}'

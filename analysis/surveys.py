@@ -1,9 +1,9 @@
 """What takes hours to train and to measure, kept as tables: `make seeds`.
 
-seeds.csv   every run, with all its training seeds, by every judge
-images.csv  the averages of students along their training, likewise
-memory.csv  how near their images are to the nearest training picture
-floor.csv   what sampling noise alone amounts to
+seeds.csv      every run, with all its training seeds, by every judge
+snapshots.csv  the averages of students along their training, likewise
+memory.csv     how near their images are to the nearest training picture
+floor.csv      what sampling noise alone amounts to
 A profile whose figures measure live has seeds.csv alone, of further training seeds.
 
 Runs are measured side by side, each into its folder, so an interrupted night goes on by the same
@@ -44,7 +44,7 @@ def survey(profile_name: str) -> None:
     floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
     tables.write(floor, "floor", profile_name)
     students = [name for name in names if name.partition("@")[0] in ("gdd", "gdd-i")]
-    tables.write(_all(_images, students, profile_name), "images", profile_name)
+    tables.write(_all(_snapshots, students, profile_name), "snapshots", profile_name)
     tables.write(_all(_memory, [chosen.teacher, *students], profile_name), "memory", profile_name)
 
 
@@ -76,7 +76,7 @@ def _seeds(name: str, profile_name: str) -> tuple[str, Path]:
     return name, _kept("seeds", name, chosen, measured)
 
 
-def _images(name: str, profile_name: str) -> tuple[str, Path]:
+def _snapshots(name: str, profile_name: str) -> tuple[str, Path]:
     chosen = profile(profile_name)
     config = chosen.config(name)
 
@@ -87,7 +87,7 @@ def _images(name: str, profile_name: str) -> tuple[str, Path]:
             for row in measurements.rows(judge, name, sampler_of(config), profile_name, index,
                                          images=images))  # yapf: disable
 
-    return name, _kept("images", name, chosen, measured)
+    return name, _kept("snapshots", name, chosen, measured)
 
 
 def _memory(name: str, profile_name: str) -> tuple[str, Path]:

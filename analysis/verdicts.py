@@ -45,6 +45,7 @@ def ablations(profile_name: str) -> pd.DataFrame:
     for ablation, runs in chosen.ablations.items():
         images = min(chosen.runs[run].total_images for run in runs)
         part = found[found["run"].isin(runs) & (found["images"] == images)]
+        part = part.sort_values("run", key=lambda names: names.map(runs.index), kind="stable")
         for _, row in part.iterrows():
             first = beside(chosen, runs, row["run"])
             other = part[(part["run"] == first) & (part["metric"] == row["metric"]) &
@@ -62,12 +63,12 @@ def beside(chosen: Profile, runs: tuple[str, ...], run: str) -> str:
 
 
 def at_images(profile_name: str) -> pd.DataFrame:
-    """The distances to real images of seeds.csv and images.csv, each with its training images."""
+    """The distances to real images of seeds.csv and snapshots.csv, each with its training images."""
     chosen = profile(profile_name)
     seeds = tables.read("seeds", profile_name)
     seeds = seeds[(seeds["kind"] == "abs") & seeds["run"].isin(list(chosen.runs))]
     seeds = seeds.assign(images=seeds["run"].map(lambda run: chosen.runs[run].total_images))
-    along = tables.read("images", profile_name)
+    along = tables.read("snapshots", profile_name)
     known = ["run", "training_seed", "sampler", "kind", "against", "distance", "metric", "n",
              "seeds", "images", "digest"]  # yapf: disable
     return pd.concat([seeds, along], ignore_index=True)[known].drop_duplicates([

@@ -78,7 +78,7 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     shown = command("analysis.figures", "--profile", kept, "--seeds", cwd=tmp_path)
     assert shown.count(" trained ") == 2 + 13 + 6  # classifiers, runs, further seeds
     seeds, along, memory, floor = (pd.read_csv(folder / f"{name}.csv")
-                                   for name in ("seeds", "images", "memory", "floor"))
+                                   for name in ("seeds", "snapshots", "memory", "floor"))
     assert set(seeds["metric"]) == {"FD64[judges]", "SWD64"} == set(floor["metric"])
     assert set(seeds["against"]) == {"data", "test", "k-step-1"}
     counted = seeds.groupby(["run", "training_seed", "sampler", "metric", "kind", "against"]).size()
