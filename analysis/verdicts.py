@@ -63,7 +63,7 @@ def beside(chosen: Profile, runs: tuple[str, ...], run: str) -> str:
 
 
 def at_images(profile_name: str) -> pd.DataFrame:
-    """The distances to real images of seeds.csv and snapshots.csv, each with its training images."""
+    """Distances to real images of seeds.csv and snapshots.csv, each with its training images."""
     chosen = profile(profile_name)
     seeds = tables.read("seeds", profile_name)
     seeds = seeds[(seeds["kind"] == "abs") & seeds["run"].isin(list(chosen.runs))]
