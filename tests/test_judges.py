@@ -1,0 +1,137 @@
+"""Judges that have learnt nothing, nearest pictures, and what a comparison decides."""
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import wasserstein_distance
+
+from analysis import figures, tables, verdicts
+from analysis.fid import swd
+from analysis.nearest import nearest
+from gdd import sampling
+from gdd.profiles import profile
+from gdd.profiles.digits import DESK
+from gdd.training.start import digest
+
+
+def pictures(n, size=16, seed=0):
+    x = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.avg_pool2d(x, 3, 1, 1) * 255).to(torch.uint8)
+
+
+def test_the_pyramid_adds_up_to_the_picture():
+    images = pictures(4, 32).double()
+    fine, middle, coarse = swd.laplacian_pyramid(images)
+    assert [x.shape[-1] for x in (fine, middle, coarse)] == [32, 16, 8]
+    again = swd._expand(swd._expand(coarse) + middle) + fine
+    torch.testing.assert_close(again, images)
+
+
+def test_a_flat_picture_has_no_bands():
+    fine, coarse = swd.laplacian_pyramid(torch.full((1, 3, 16, 16), 7.0))
+    torch.testing.assert_close(coarse, torch.full((1, 3, 8, 8), 7.0))
+    torch.testing.assert_close(fine[..., 2:-2, 2:-2], torch.zeros(1, 3, 12, 12))
+
+
+def test_sliced_wasserstein_is_the_mean_over_directions():
+    one, two = (swd.projected_patches([pictures(50, seed=seed)], patches=4, directions=8)
+                for seed in (0, 1))
+    wanted = [[wasserstein_distance(x.numpy(), y.numpy()) for x, y in zip(a, b, strict=True)]
+              for a, b in zip(one, two, strict=True)]  # yapf: disable
+    assert swd.sliced_wasserstein(one, two) == pytest.approx(
+        1000 * torch.tensor(wanted).mean().item(), rel=1e-5)
+    assert swd.sliced_wasserstein(one, one) == 0
+
+
+def test_sliced_wasserstein_knows_blur_from_chance():
+    one, two = pictures(400), pictures(400, seed=1)
+    blurred = torch.nn.functional.avg_pool2d(two.float(), 3, 1, 1).to(torch.uint8)
+    # another order and other batches are another draw of patches from the same pictures
+    sharp, same, soft = (swd.projected_patches(x.split(64)) for x in (one, two, blurred))
+    assert swd.sliced_wasserstein(sharp, soft) > 3 * swd.sliced_wasserstein(sharp, same)
+
+
+def test_sliced_wasserstein_takes_equal_sets():
+    with pytest.raises(ValueError, match="equal n and size"):
+        swd.sliced_wasserstein(swd.projected_patches([pictures(3)]),
+                               swd.projected_patches([pictures(4)]))
+
+
+def test_nearest_is_brute_force():
+    a, b = (torch.randn(n, 20, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+            for n in (70, 300))
+    b[17] = a[3]
+    distances, indices = nearest(a, b, chunk=32)
+    wanted = torch.cdist(a, b).min(dim=1)
+    torch.testing.assert_close(distances, wanted.values, atol=1e-6, rtol=1e-6)
+    assert torch.equal(indices, wanted.indices)
+    assert indices[3] == 17
+
+
+def rows(run, *seeds, images=100, metric="FD", against="data"):
+    """A table with the distances of some training seeds, each over two ranges."""
+    return pd.DataFrame([
+        dict(run=run, training_seed=k, sampler="one-step", metric=metric, against=against, n=10,
+             images=images, distance=value + shift)
+        for k, value in enumerate(seeds) for shift in (-0.5, 0.5)])  # yapf: disable
+
+
+def test_an_interval_spans_the_means_of_training_seeds():
+    found = verdicts.intervals(rows("gdd", 3.0, 5.0)).iloc[0]
+    assert (found["mean"], found["low"], found["high"]) == (4, 3, 5)
+    assert (found["training_seeds"], found["seed_ranges"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("one", "other", "said"), [((1, 2), (3, 4), "lower"),
+                                                    ((3, 4), (1, 2), "higher"),
+                                                    ((1, 3), (2, 4), "not decided"),
+                                                    ((1, 2), (2, 3), "not decided"),
+                                                    ((1, ), (3, 4), "not decided"),
+                                                    ((1, 2), (5, ), "not decided")])
+def test_a_verdict_needs_two_seeds_and_a_gap(one, other, said):
+    a, b = (verdicts.intervals(rows("x", *map(float, seeds))).iloc[0] for seeds in (one, other))
+    assert verdicts.verdict(a, b) == said
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=4),
+       st.lists(st.floats(0, 10), min_size=1, max_size=4))
+def test_a_verdict_turns_with_its_sides(one, other):
+    a, b = (verdicts.intervals(rows("x", *seeds)).iloc[0] for seeds in (one, other))
+    turned = {"lower": "higher", "higher": "lower"}
+    said = verdicts.verdict(a, b)
+    assert verdicts.verdict(b, a) == turned.get(said, said)
+
+
+def test_a_run_is_beside_the_first_that_is_frozen_as_it_is():
+    chosen = profile("cifar10-16")
+    for name, runs in chosen.ablations.items():
+        assert {*runs} <= chosen.runs.keys()
+        for run in runs:
+            other = verdicts.beside(chosen, runs, run)
+            assert (other == run) == (run == runs[0]), (name, run)
+    runs = chosen.ablations["pre-training"]
+    assert verdicts.beside(chosen, runs, "gdd-i-from-random") == "gdd-i"
+    assert verdicts.beside(chosen, runs, "gdd-from-random") == "gdd"
+
+
+def test_rows_of_another_config_are_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    assert tables.read("seeds", "desk").empty
+    kept = rows("gdd", 1.0, 2.0).assign(digest=digest(DESK, "gdd@1"))
+    tables.write(kept, "seeds", "desk")
+    assert set(tables.read("seeds", "desk")["training_seed"]) == {1}
+
+
+@pytest.mark.parametrize(
+    "sampler", ["heun:18", "heun:5", "heun:1", "euler:7", "one-step", "k-step:3", "two-step:0.8"])
+def test_network_calls_are_counted(sampler):
+    calls = []
+
+    def denoise(x, sigma, labels=None, target_sigma=None):
+        calls.append(sigma)
+        return 0 * x
+
+    sampling.parse_sampler(sampler)(denoise, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
+    assert sampling.network_calls(sampler) == len(calls)
