@@ -38,6 +38,7 @@ class Figure:
 
 
 FIGURES = {
+    "fig01": Figure("fig01_overview", ("gdd", "gdd-i", "cd"), {"policy": "gdd-i"}),
     "fig02": Figure("fig02_rel_fid", ("teacher", "gdd", "k-step-*", "two-step-*"),
                     {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}),
     "fig03": Figure("fig03_activations", ("teacher", "gdd", "gdd-i"),
@@ -45,7 +46,7 @@ FIGURES = {
                      "part": "conv1"}),
     "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
                     {"seed_ranges": 0}),
-    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 64}),
+    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100}),
     "ablations": Figure("ablations", (), {}, needs="ablations"),
 }  # yapf: disable
 

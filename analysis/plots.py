@@ -13,11 +13,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 PAGE = 7.0  # inches
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
 # lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
+# a model keeps its colour and marker in every figure
+MODELS = {
+    "teacher": ("#555555", "D"), "GDD": ("#1b6ca8", "o"), "GDD-I": ("#c1440e", "s"), "CD":
+    ("#3c8d5a", "^"), "CD-I": ("#8a6fb0", "v"), "GDD + CD": ("#b07d12", "P")}
+TITLES = {"gdd": "GDD", "gdd-i": "GDD-I", "cd": "CD", "cd-i": "CD-I", "gdd+cd": "GDD + CD"}
 KINDS: dict[str, Any] = {
     "abs": dict(color=COLORS["abs"], marker="o", linestyle="-"),
     "rel": dict(color=COLORS["rel"], marker="s", linestyle="-"),
@@ -122,13 +128,15 @@ def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Columns images, distance, run, training_seed, metric, and source (log or live).
     """
     ax = ax or plt.gca()
-    palette, groups = sns.color_palette("colorblind"), list(table.groupby("run", sort=False))
+    groups = list(table.groupby("run", sort=False))
     apart = table["images"].max() / 1000 * 0.025  # open symbols stand side by side
-    for place, ((run, rows), marker, color) in enumerate(zip(groups, "osD^v", palette,
-                                                             strict=False)):
+    for place, (run, rows) in enumerate(groups):
+        color, marker = MODELS[str(run)]
         logged = rows[rows["source"] == "log"]
         ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
-        means, span = _means(rows[rows["source"] == "live"], "images")
+        if (live := rows[rows["source"] == "live"]).empty:
+            continue
+        means, span = _means(live, "images")
         x = means.index / 1000 + apart * (place - (len(groups) - 1) / 2 + 1)
         ax.errorbar(x, means, yerr=span, color=color, marker=marker, zorder=3, linestyle="none",
                     markerfacecolor="white", markersize=6, capsize=2)
@@ -182,8 +190,8 @@ def plot_along(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """`mean` distance against training `images`, a line per `run` with a band from `low` to `high`;
     of one `metric`."""
     ax = ax or plt.gca()
-    styles = zip((COLORS["abs"], COLORS["rel"]), "os", strict=True)
-    for (run, rows), (color, marker) in zip(table.groupby("run", sort=False), styles, strict=False):
+    for run, rows in table.groupby("run", sort=False):
+        color, marker = MODELS[str(run)]
         rows = rows.sort_values("images")
         thousands = rows["images"] / 1000
         ax.plot(thousands, rows["mean"], color=color, marker=marker, label=run)
@@ -195,6 +203,53 @@ def plot_along(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_formatter(PLAIN)
     ax.tick_params(axis="x", rotation=45)
     return ax
+
+
+def plot_published(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Figure 1A: `fid` against `train_images_millions`, a point per row, labelled with its
+    `method`; a line joins the points of one method. Rows with `own` True stand out."""
+    ax = ax or plt.gca()
+    for own, rows in table.groupby("own"):
+        color = COLORS["rel"] if own else COLORS["teacher"]
+        ax.scatter(rows["train_images_millions"], rows["fid"], s=14, color=color,
+                   marker="D" if own else "o", zorder=3)
+    ax.set(xscale="log", xlabel="training images (millions)", ylabel="FID (published)")
+    _log_axis(ax)
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.margins(0.08, 0.12)
+    taken = [ax.transData.transform(row) for row in
+             table[["train_images_millions", "fid"]].to_numpy()]  # yapf: disable
+    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in taken]
+    for method, rows in table.groupby("method", sort=False):
+        ax.plot(rows["train_images_millions"], rows["fid"], color="#999999", linewidth=0.7)
+        first = rows.iloc[0]
+        _label(ax, method, (first["train_images_millions"], first["fid"]), boxes, bold=bool(
+            first["own"]))
+    return ax
+
+
+def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *,
+           bold: bool) -> None:
+    """Write beside a point where nothing of `boxes` is, and add the place to them."""
+    sides = [(5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"),
+             (0, -5, "center", "top"), (5, 6, "left", "bottom"), (-5, 6, "right", "bottom"),
+             (5, -6, "left", "top"), (-5, -6, "right", "top")]  # yapf: disable
+    sides += [(3 * x, 3 * y, h, v) for x, y, h, v in sides[2:]]
+    renderer = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame = ax.get_window_extent(renderer)
+    for x, y, horizontal, vertical in sides:
+        written = ax.annotate(text, point, (x, y), textcoords="offset points", ha=horizontal,
+                              va=vertical, fontsize=6.5, fontweight="bold" if bold else "normal",
+                              bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
+        box = written.get_window_extent(renderer)
+        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + 40
+        if inside and not any(box.overlaps(other) for other in boxes):
+            break
+        written.remove()
+    else:
+        written = ax.annotate(text, point, (5, 0), textcoords="offset points", fontsize=6.5)
+        box = written.get_window_extent(renderer)
+    boxes.append(box)
 
 
 def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> Axes:
