@@ -1,0 +1,182 @@
+"""The paper's claims as checks over a profile's tables: what it says, what came out, and whether it
+holds. Nothing but the tables decides.
+
+A comparison of two generators holds, or does not, where the intervals over their training seeds
+(`analysis.verdicts`) lie apart; it is not decided where they touch or where there is one seed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.verdicts import HIGHER, LOWER, OPEN, intervals, verdict
+
+HOLDS, FAILS, ABSENT = "holds", "does not hold", "not measured here"
+STEADY = 1.25  # a distance that changes by less than this factor "hardly moves"
+EXTENT = 1.5  # least ratio of a block's largest to its smallest activation that makes a peak
+Tables = Mapping[str, pd.DataFrame]  # by the figure's name, such as fig02_rel_fid
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: a ratio with its interval, or only words."""
+
+    verdict: str
+    here: str
+    effect: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    training_seeds: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, what it reports for it, and the check."""
+
+    key: str
+    text: str
+    paper: str
+    check: Callable[[Tables], Finding]
+
+
+def _ratio(table: pd.DataFrame, one: str, other: str, wanted: str) -> Finding:
+    """Whether the distance of `one` beside that of `other`, runs of a table, is what is wanted:
+    lower or higher."""
+    rows = intervals(table).set_index("run")
+    if one not in rows.index or other not in rows.index:
+        return Finding(ABSENT, f"no rows of {one} and {other}")
+    a, b = rows.loc[one], rows.loc[other]
+    said = verdict(a, b)
+    held = {wanted: HOLDS, OPEN: OPEN}.get(said, FAILS)
+    here = f"{one} {a['mean']:.3g} ({a['low']:.3g} to {a['high']:.3g}), {other} {b['mean']:.3g} " \
+           f"({b['low']:.3g} to {b['high']:.3g})"
+    return Finding(held, here, a["mean"] / b["mean"], a["low"] / b["high"], a["high"] / b["low"],
+                   int(min(a["training_seeds"], b["training_seeds"])))
+
+
+def _finals(tables: Tables) -> pd.DataFrame | None:
+    """Final distances to the data, by the titles of the runs."""
+    table = tables.get("fig04_consistency")
+    if table is None:
+        return None
+    live = table[table["source"] == "live"]
+    return live.assign(sampler="", against="data", n=0, images=0)
+
+
+def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Finding]:
+    def check(tables: Tables) -> Finding:
+        table = _finals(tables)
+        if table is None:
+            return Finding(ABSENT, "Figure 4 has not been made")
+        return _ratio(table, one, other, wanted)
+
+    return check
+
+
+def _points(tables: Tables, panel: str, kind: str, least: float) -> pd.DataFrame:
+    """The distances of a kind in a panel of Figure 2, each point as a run of its own."""
+    table = tables.get("fig02_rel_fid", pd.DataFrame(columns=["panel", "kind", "x"]))
+    rows = table[(table["panel"] == panel) & (table["kind"] == kind) & (table["x"] >= least)]
+    return rows.assign(run=rows["x"].map(lambda x: f"{x:g}"), sampler="", against=kind, images=0)
+
+
+def _grows(panel: str, least: float) -> Callable[[Tables], Finding]:
+    """rel-FD at a panel's largest x beside that at its least x from `least` on."""
+    def check(tables: Tables) -> Finding:
+        rows = _points(tables, panel, "rel", least)
+        if rows["x"].nunique() < 2:
+            return Finding(ABSENT, f"fewer than two points in panel {panel}")
+        return _ratio(rows, f"{rows['x'].max():g}", f"{rows['x'].min():g}", HIGHER)
+
+    return check
+
+
+def _steady(panel: str, least: float) -> Callable[[Tables], Finding]:
+    def check(tables: Tables) -> Finding:
+        rows = _points(tables, panel, "abs", least)
+        if rows["x"].nunique() < 2:
+            return Finding(ABSENT, f"fewer than two points in panel {panel}")
+        found = _ratio(rows, f"{rows['x'].max():g}", f"{rows['x'].min():g}", HIGHER)
+        inside = 1 / STEADY <= found.effect <= STEADY
+        certain = found.training_seeds > 1 and (found.low > STEADY or found.high < 1 / STEADY)
+        said = HOLDS if inside and found.training_seeds > 1 else FAILS if certain else OPEN
+        return Finding(said, found.here, found.effect, found.low, found.high, found.training_seeds)
+
+    return check
+
+
+def _teacher(tables: Tables) -> Finding:
+    """The one-step GDD beside its teacher's own sampler, by its ranges of sampling seeds."""
+    table = tables.get("fig05_19_samples")
+    if table is None or len(table) < 2:
+        return Finding(ABSENT, "Figures 5 to 19 have not been made")
+    teacher, finals = table.iloc[0], _finals(tables)
+    if finals is None or "GDD" not in set(finals["run"]):
+        return Finding(ABSENT, "no rows of GDD")
+    row = intervals(finals).set_index("run").loc["GDD"]
+    if row["training_seeds"] < 2:
+        said = OPEN
+    else:
+        said = HOLDS if row["high"] < teacher["distance"] else (
+            FAILS if row["low"] > teacher["distance"] else OPEN)
+    here = f"GDD {row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g}), teacher " \
+           f"{teacher['distance']:.3g} at NFE {teacher['nfe']}"
+    return Finding(said, here, row["mean"] / teacher["distance"], row["low"] / teacher["distance"],
+                   row["high"] / teacher["distance"], int(row["training_seeds"]))
+
+
+def _peaks(tables: Tables) -> Finding:
+    """Whether blocks with a peak to speak of have it in different thirds of the ladder."""
+    table = tables.get("fig03_activations")
+    if table is None:
+        return Finding(ABSENT, "Figure 3 has not been made")
+    table = table[table["process"] == "sampling"]
+    means = table.groupby(["block", "step"])["value"].mean().unstack("step")
+    extent = means.max(axis=1) / means.min(axis=1)
+    peaked = means[extent >= EXTENT].idxmax(axis=1) / max(means.shape[1] - 1, 1)
+    third = pd.cut(peaked, [-1, 1 / 3, 2 / 3, 1], labels=["noise", "middle", "image"])
+    thirds = third.value_counts(sort=False).to_dict()
+    here = f"of {len(means)} blocks {len(peaked)} vary by {EXTENT:g} or more; they peak at " + \
+        ", ".join(f"the {name} third: {count}" for name, count in thirds.items())
+    said = HOLDS if sum(count > 0 for count in thirds.values()) > 1 else FAILS
+    return Finding(said, here, float(extent.median()), float(extent.min()), float(extent.max()))
+
+
+def _absent(tables: Tables) -> Finding:
+    return Finding(ABSENT, "needs the public checkpoints and the Inception network")
+
+
+CLAIMS = (
+    Claim("1 steps, rel", "rel-FID to a one-step generator grows with the teacher's steps",
+          "grows (Figure 2A)", _grows("A1", 2)),
+    Claim("1 steps, abs", "while abs-FID hardly moves", "flat (Figure 2A)", _steady("A1", 2)),
+    Claim("1 sigma, rel", "rel-FID grows with the middle sigma of a two-step teacher",
+          "grows (Figure 2B)", _grows("B", 0)),
+    Claim("1 sigma, abs", "while abs-FID hardly moves", "flat (Figure 2B)", _steady("B", 0)),
+    Claim("2 instance", "a GAN loss alone beats instance-level distillation (CD)",
+          "FID 1.54 against 3.55, CIFAR-10", _finals_check("GDD", "CD", LOWER)),
+    Claim("2 teacher", "in one step it does better than its teacher's solver",
+          "FID 1.54 against 1.98, CIFAR-10", _teacher),
+    Claim("3 activity", "layers are active at different time steps", "Figure 3", _peaks),
+    Claim("3 freezing", "freezing most convolutions does as well or better",
+          "better on all sets but AFHQv2", _finals_check("GDD-I", "GDD", LOWER)),
+    Claim("4 with CD", "a consistency loss beside the GAN loss does not help", "Figure 4B",
+          _finals_check("GDD + CD", "GDD", HIGHER)),
+    Claim("4 CD-I", "freezing helps consistency distillation too", "Figure 4A",
+          _finals_check("CD-I", "CD", LOWER)),
+    Claim("headline CIFAR-10", "FID50k of one step", "1.54", _absent),
+    Claim("headline AFHQv2", "FID50k of one step", "1.23", _absent),
+    Claim("headline FFHQ", "FID50k of one step", "0.85", _absent),
+    Claim("headline ImageNet", "FID50k of one step", "1.16", _absent),
+)  # yapf: disable
+
+
+def scorecard(tables: Tables) -> pd.DataFrame:
+    """A row per claim: its words, the paper's number, what came out here as a ratio with its
+    interval over training seeds, and the verdict."""
+    rows = []
+    for claim in CLAIMS:
+        found = claim.check(tables)
+        rows.append({"claim": claim.key, "text": claim.text, "paper": claim.paper, **vars(found)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,101 @@
+"""Verdicts come from tables alone: a number changed in one flips its verdict."""
+
+import pandas as pd
+import pytest
+
+from analysis.claims import ABSENT, CLAIMS, FAILS, HOLDS, scorecard
+from analysis.verdicts import OPEN
+
+
+def finals(**runs):
+    rows = [dict(run=run.replace("_", " "), training_seed=k, source="live", metric="FD", distance=d)
+            for run, distances in runs.items() for k, d in enumerate(distances)]  # yapf: disable
+    return pd.DataFrame(rows).replace({"GDD I": "GDD-I", "CD I": "CD-I", "GDD plus CD": "GDD + CD"})
+
+
+def points(panel, kind, **values):
+    return [dict(panel=panel, kind=kind, x=float(x[1:]), training_seed=k, metric="FD", n=9,
+                 distance=d) for x, distances in values.items()
+            for k, d in enumerate(distances)]  # yapf: disable
+
+
+def activations(peaks, extent=3.0, steps=9):
+    """Blocks that peak at the given steps."""
+    rows = [dict(process="sampling", block=f"b{k}", step=step,
+                 value=extent if step == peak else 1.0)
+            for k, peak in enumerate(peaks) for step in range(steps)]  # yapf: disable
+    return pd.DataFrame(rows)
+
+
+def tables():
+    two = points("A1", "rel", x1=[0.2, 0.2], x2=[1.0, 1.1], x4=[2.0, 2.1])
+    two += points("A1", "abs", x2=[1.0, 1.1], x4=[1.0, 1.2])
+    two += points("B", "rel", x0=[1.0, 1.1], x3=[3.0, 3.1])
+    two += points("B", "abs", x0=[1.0, 1.1], x3=[1.0, 1.1])
+    return {
+        "fig02_rel_fid": pd.DataFrame(two),
+        "fig03_activations": activations([0, 4, 8]),
+        "fig04_consistency": finals(GDD=[1.0, 1.1], GDD_I=[0.8, 0.9], CD=[3.0, 3.1],
+                                    CD_I=[2.0, 2.1], GDD_plus_CD=[1.2, 1.3]),
+        "fig05_19_samples": pd.DataFrame({"run": ["teacher", "gdd"], "distance": [1.5, 1.0],
+                                          "nfe": [35, 1]}),
+    }  # yapf: disable
+
+
+def verdicts(changed):
+    return scorecard(changed).set_index("claim")["verdict"]
+
+
+MEASURED = [claim.key for claim in CLAIMS if not claim.key.startswith("headline")]
+
+
+def test_the_papers_own_world():
+    found = scorecard(tables()).set_index("claim")
+    assert (found["verdict"][MEASURED] == HOLDS).all(), found["here"]
+    assert (found["verdict"].drop(MEASURED) == ABSENT).all()
+    row = found.loc["3 freezing"]
+    assert (row["low"], row["high"]) == (0.8 / 1.1, 0.9)
+    assert row["effect"] == pytest.approx(0.85 / 1.05)
+    assert row["training_seeds"] == 2
+
+
+@pytest.mark.parametrize(("claim", "table", "where", "value", "said"), [
+    ("1 steps, rel", "fig02_rel_fid", dict(panel="A1", kind="rel", x=4.0), 0.1, FAILS),
+    ("1 steps, rel", "fig02_rel_fid", dict(panel="A1", kind="rel", x=4.0), 1.05, OPEN),
+    ("1 steps, abs", "fig02_rel_fid", dict(panel="A1", kind="abs", x=4.0), 9.0, FAILS),
+    ("1 sigma, rel", "fig02_rel_fid", dict(panel="B", kind="rel", x=3.0), 0.5, FAILS),
+    ("1 sigma, abs", "fig02_rel_fid", dict(panel="B", kind="abs", x=3.0), 0.1, FAILS),
+    ("2 instance", "fig04_consistency", dict(run="CD"), 0.5, FAILS),
+    ("2 teacher", "fig05_19_samples", dict(run="teacher"), 0.9, FAILS),
+    ("2 teacher", "fig05_19_samples", dict(run="teacher"), 1.05, OPEN),
+    ("3 activity", "fig03_activations", dict(step=1), 9.0, FAILS),
+    ("3 freezing", "fig04_consistency", dict(run="GDD-I"), 2.0, FAILS),
+    ("3 freezing", "fig04_consistency", dict(run="GDD-I"), 1.05, OPEN),
+    ("4 with CD", "fig04_consistency", dict(run="GDD + CD"), 0.5, FAILS),
+    ("4 CD-I", "fig04_consistency", dict(run="CD-I"), 5.0, FAILS)])
+def test_a_number_flips_its_verdict_and_no_other(claim, table, where, value, said):
+    changed = tables()
+    column = "value" if "value" in changed[table] else "distance"
+    chosen = (changed[table][list(where)] == pd.Series(where)).all(axis=1)
+    assert chosen.any()
+    changed[table].loc[chosen, column] = value
+    before, after = verdicts(tables()), verdicts(changed)
+    assert after[claim] == said
+    touched = {claim, "4 CD-I"} if where == {"run": "CD"} else {claim}  # CD stands in two
+    assert (before.drop(touched) == after.drop(touched)).all()
+
+
+def test_one_training_seed_decides_nothing():
+    alone = tables()
+    for name in ("fig02_rel_fid", "fig04_consistency"):
+        alone[name] = alone[name][alone[name]["training_seed"] == 0]
+    assert set(verdicts(alone)[[k for k in MEASURED if k != "3 activity"]]) == {OPEN}
+
+
+def test_flat_blocks_peak_nowhere():
+    assert verdicts(tables()
+                    | {"fig03_activations": activations([0, 8], 1.2)})["3 activity"] == FAILS
+
+
+def test_without_tables_nothing_is_measured():
+    assert set(verdicts({})) == {ABSENT}
