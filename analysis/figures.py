@@ -48,6 +48,7 @@ FIGURES = {
                     {"seed_ranges": 0}),
     "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100}),
     "ablations": Figure("ablations", (), {}, needs="ablations"),
+    "tables": Figure("tables", (), {}),
 }  # yapf: disable
 
 

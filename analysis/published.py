@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 TABLE = Path(__file__).with_name("published.csv")
+DATA_SETS = ("CIFAR-10", "AFHQv2-64", "FFHQ-64", "ImageNet-64")  # in the paper's order
 FIGURE_1A = "ImageNet-64"  # the data set that the paper draws there
 SAME = ["dataset", "conditional", "method", "nfe"]  # what two rows on one result have in common
 

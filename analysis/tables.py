@@ -45,3 +45,13 @@ def read(name: str, profile_name: str) -> pd.DataFrame:
     known = {*chosen.runs, *chosen.networks}
     todays = {name: digest(chosen, name) for name in set(names) if name.partition("@")[0] in known}
     return table[names.map(todays) == table["digest"]].reset_index(drop=True)
+
+
+def of_figures(profile_name: str) -> dict[str, pd.DataFrame]:
+    """The tables beside the profile's figures, by their names. Raises ValueError if there are
+    none."""
+    folder = path("", profile_name).parent
+    found = {file.stem: pd.read_csv(file) for file in sorted(folder.glob("fig*.csv"))}
+    if not found:
+        raise ValueError(f"{folder} has no figures yet; `python -m analysis.figures` makes them")
+    return found
