@@ -26,7 +26,7 @@ ADDRESS = re.compile(r"model\.(enc|dec)\.((\d+)x\d+_\w+)\.(\w+)")
 SIDES = {"enc": "encoder", "dec": "decoder"}
 PARTS = ("conv1", "proj")
 COLUMNS = ["model", "process", "side", "block", "part", "depth", "resolution", "sigma", "step",
-           "statistic", "index", "value", "n"]  # yapf: disable
+           "statistic", "index", "value", "spread", "n"]  # yapf: disable
 
 
 def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
@@ -45,8 +45,8 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
             images: "Tensor | None" = None, labels: "Tensor | None" = None, steps: int = 18,
             parts: Sequence[str] = ("conv1", ), statistic: str = "mean_abs",
             batch_size: int = 256) -> "pd.DataFrame":
-    """Tidy table, one row per (model, process, block, part, step, index): the statistic's mean over
-    images.
+    """Tidy table, one row per (model, process, block, part, step, index): `value`, the statistic's
+    mean over images, and `spread`, its standard deviation over them.
 
     `seeds` start the sampling, and draw its labels if the network is conditional; `images`
     (N,C,H,W) in [-1,1], if given, are denoised too, with noise from the first seeds, and by a
@@ -74,7 +74,8 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
     device = next(denoiser.parameters()).device
     shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
     sigmas = sigma_ladder(steps)[:-1].tolist()
-    sums: dict[tuple[str, str, int], Tensor] = {}  # (process, address, step) -> (K,)
+    # (process, address, step) -> (2,K): sums of the statistic and of its square
+    sums: dict[tuple[str, str, int], Tensor] = {}
     counts = {"sampling": len(seeds), "denoising": real}
     bar = tqdm(total=sum(counts.values()) * steps * len(parts), unit="call",
                desc=f"activations of {model}", disable=None)
@@ -82,7 +83,8 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
     def add(process: str, step: int, tape: dict[str, list["Tensor"]], count: int) -> None:
         for address, values in tape.items():
             key = (process, address, step)
-            sums[key] = sums.get(key, 0) + values[-1].sum(dim=0).cpu().double()
+            found = values[-1].cpu().double()
+            sums[key] = sums.get(key, 0) + torch.stack([found.sum(0), found.square().sum(0)])
             values.clear()
         bar.update(count)
 
@@ -116,9 +118,11 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
         side, block, resolution, part = SIDES[found[1]], found[2], int(found[3]), found[4]
         deeper = sum(known_side == side for known_side, _ in depths)
         depth = depths.setdefault((side, block), deeper)
-        for index, mean in enumerate((value / counts[process]).tolist()):
+        means, squares = value / counts[process]
+        spreads = (squares - means.square()).clamp(min=0).sqrt()
+        for index, (mean, spread) in enumerate(zip(means.tolist(), spreads.tolist(), strict=True)):
             rows.append((model, process, side, block, part, depth, resolution, sigmas[level], level,
-                         statistic, index, mean, counts[process]))
+                         statistic, index, mean, spread, counts[process]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -159,9 +163,10 @@ def main(args: Activations) -> None:
 
     import torch
 
+    from analysis.activation_plots import describe, plot_page
     from analysis.experiments import obtain
     from analysis.figures import FIGURES_FOLDER, rounded, save_figure
-    from analysis.plots import paper_style, plot_activations_page
+    from analysis.plots import paper_style
     from gdd.data.images import open_images, to_float
     from gdd.sampling import to_device
     from gdd.training.start import missing_files
@@ -190,10 +195,10 @@ def main(args: Activations) -> None:
     folder = args.out or FIGURES_FOLDER / chosen.name / "explore"
     paper_style()
     table = rounded(table)
-    save_figure(plot_activations_page(table), table, folder, f"activations-{name}")
+    file = f"activations-{name}" + (f"-{args.statistic}" if args.statistic != "mean_abs" else "")
+    save_figure(plot_page(table), table, folder, file, describe(table))
     blocks = len(table.drop_duplicates(["side", "block"]))
-    print(f"{folder / f'activations-{name}'}.csv, .png, .pdf: {len(table)} rows, {blocks} blocks, "
-          f"n = {n}")
+    print(f"{folder / file}.csv, .png, .pdf, .txt: {len(table)} rows, {blocks} blocks, n = {n}")
 
 
 if __name__ == "__main__":

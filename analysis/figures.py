@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from gdd.files import ROOT, write_atomically
+from gdd.cli import on_interrupt
+from gdd.files import ROOT, digest_of, scratch, write_atomically
 from gdd.profiles import profile, require
+from gdd.reading import quoted, typed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Picture
 
+_MOST_TEXT, _MOST_NUMBER = 1000, 1_000_000  # characters and size of a parameter
 FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
 
 
@@ -104,31 +107,48 @@ def main(args: Figures) -> None:
         from analysis.surveys import survey
 
         return survey(args.profile)
-    experiments.train_missing(needed, args.profile, retrain=args.retrain)
-    for key, figure in figures.items():
-        start = time.monotonic()
-        execute(figure, args.profile, parameters)
-        folder = output_folder(key, args.profile, **figure.parameters | parameters)
-        shown = os.path.relpath(folder / figure.notebook)
-        print(f"{key}: {shown}.png ({time.monotonic() - start:.0f} s)", flush=True)
-        write_gallery(folder)
+    with on_interrupt(lambda: "stopped; finished runs and figures stay, and the same command makes "
+                      "the others, each run from its last tick"):
+        experiments.train_missing(needed, args.profile, retrain=args.retrain)
+        for key, figure in figures.items():
+            start = time.monotonic()
+            execute(figure, args.profile, parameters)
+            folder = output_folder(key, args.profile, **figure.parameters | parameters)
+            shown = os.path.relpath(folder / figure.notebook)
+            print(f"{key}: {shown}.png ({time.monotonic() - start:.0f} s)", flush=True)
+            write_gallery(folder)
 
 
 def _parameters(pairs: list[str], figures: Mapping[str, Figure]) -> dict[str, Any]:
-    """`name=value` pairs as literals. Papermill only warns about an unknown parameter, so they are
-    checked here."""
+    """`name=value` pairs as literals of the committed parameters' kinds. Papermill only warns about
+    an unknown parameter, so they are checked here."""
     parameters: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
-            raise ValueError(f"--param takes name=value; got {pair!r}")
+            raise ValueError(f"--param takes name=value; got {quoted(repr(pair))}")
         for key, figure in figures.items():
             require(name, [*figure.parameters, "output"], f"parameter of {key}")
-        try:
-            parameters[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parameters[name] = value
+            parameters[name] = _parameter(name, value, figure.parameters.get(name, ""))
     return parameters
+
+
+def _parameter(name: str, value: str, usual: Any) -> Any:
+    """A parameter of the same kind as the usual one. Raises ValueError naming it."""
+    if len(value) > _MOST_TEXT:
+        raise ValueError(f"{name} must have at most {_MOST_TEXT:,} characters; got {len(value):,}")
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = value
+    if isinstance(usual, str):  # a name may look like a number
+        return found if isinstance(found, str) else value
+    found = typed(found, list[int] if isinstance(usual, list) else int, name)
+    # 0 is the profile's own, where that is usual
+    least, numbers = int(usual != 0), found if isinstance(usual, list) else [found]
+    if not numbers or not all(least <= number <= _MOST_NUMBER for number in numbers):
+        raise ValueError(f"{name} must be from {least} to {_MOST_NUMBER:,}; got {quoted(value)}")
+    return found
 
 
 def output_folder(key: str, profile_name: str, output: str = "", **parameters: Any) -> Path:
@@ -142,6 +162,8 @@ def output_folder(key: str, profile_name: str, output: str = "", **parameters: A
         return folder
     words = "_".join(f"{name}-{value}" for name, value in changed.items())
     plain = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in words)
+    if len(plain.encode()) > 150:  # longer than some file systems' names
+        plain = f"{plain[:30]}-{digest_of(words)}"
     return folder / "explore" / f"{key}_{plain}"
 
 
@@ -156,43 +178,52 @@ def notebook_path(name: str) -> Path:
 def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) -> None:
     """Run one notebook in a fresh kernel; its executed copy lands in figures/PROFILE/notebooks, and
     a failed one beside the last good one."""
+    import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
     folder = FIGURES_FOLDER / profile(profile_name).name / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
     executed, failed = (folder / f"{figure.notebook}{end}.ipynb" for end in ("", ".failed"))
     named = str(Path(profile_name).resolve()) if profile_name.endswith(".py") else profile_name
     given = {"profile": named} | dict(parameters)
     if output := str(parameters.get("output", "")):
         given["output"] = str(Path(output).resolve())  # the kernel works in another folder
-    try:
-        notebook = papermill.execute_notebook(
-            str(notebook_path(figure.notebook)), str(failed), given, kernel_name="python3",
-            cwd=str(ROOT), progress_bar=sys.stderr.isatty(), execution_timeout=1800,
-            start_timeout=120,
-            # not open to other users
-            config=Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}),
-        )  # yapf: disable
-    except PapermillExecutionError as error:
-        raise RuntimeError(f"{figure.notebook} failed in cell {error.exec_count}: "
-                           f"{error.ename}: {error.evalue}; see {failed}") from None
+    with scratch() as own:
+        kernel: dict[str, Any] = {"connection_file": str(own / "kernel.json")}
+        if os.name == "posix":
+            kernel["transport"] = "ipc"  # not open to other users
+        try:
+            notebook = papermill.execute_notebook(
+                str(notebook_path(figure.notebook)), str(own / failed.name), given,
+                kernel_name="python3", cwd=str(ROOT), progress_bar=sys.stderr.isatty(),
+                execution_timeout=1800, start_timeout=120,
+                config=Config({"KernelManager": kernel}))  # yapf: disable
+        except PapermillExecutionError as error:
+            if error.ename == "KeyboardInterrupt":  # Ctrl-C reaches the kernel, too
+                raise KeyboardInterrupt from None
+            write_atomically(failed, (own / failed.name).read_bytes())
+            raise RuntimeError(f"{figure.notebook} failed in cell {error.exec_count}: "
+                               f"{error.ename}: {error.evalue}; see {failed}") from None
     for path in ("input_path", "output_path"):  # of this machine
         del notebook.metadata["papermill"][path]
-    papermill.iorw.write_ipynb(notebook, str(failed))
-    failed.replace(executed)
+    write_atomically(executed, nbformat.writes(notebook).encode())
+    failed.unlink(missing_ok=True)
 
 
-def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: str) -> None:
-    """Write `name`.png, .pdf and .csv, with no date inside, so that an unchanged figure is an
-    unchanged file."""
+def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: str,
+                caption: str = "") -> None:
+    """Write `name`.png, .pdf, .csv and, with what the picture shows in words, .txt; with no date
+    inside, so that an unchanged figure is an unchanged file."""
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     nothing = {"CreationDate": None, "Producer": None, "Creator": None}
-    figure.savefig(pdf, format="pdf", metadata=nothing)
+    figure.savefig(pdf, format="pdf", metadata=nothing | {"Title": name})
     csv = rounded(table).to_csv(index=False, lineterminator="\n").encode()
-    for kind, content in {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}.items():
+    files = {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}
+    if caption:
+        files["txt"] = f"{caption}\n".encode()
+    for kind, content in files.items():
         write_atomically(folder / f"{name}.{kind}", content)
 
 

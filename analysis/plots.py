@@ -1,6 +1,7 @@
 """Figures from tidy tables: `plot_*(table, *, ax=None) -> ax`. No torch, no measuring, no files.
 
-Sizes are print sizes: a page is 7.0 in wide, text 7 or 8 pt.
+Sizes are print sizes: a page is 5.5 in wide, text 6.5 pt or more. Captions are text beside the
+picture, not in it.
 """
 
 from typing import Any
@@ -11,11 +12,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-PAGE = 7.0  # inches
+PAGE = 5.5  # inches, the width of a column of text
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
 # lightness and marker too
 COLORS = {"abs": "#1b6ca8", "rel": "#c1440e", "teacher": "#555555"}
@@ -29,8 +29,6 @@ KINDS: dict[str, Any] = {
     "rel": dict(color=COLORS["rel"], marker="s", linestyle="-"),
     "rel, disjoint seeds": dict(color="#8a6fb0", marker="^", linestyle="--"), }
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-# red shallow to blue deep, dark throughout
-DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)
 
 
 def paper_style() -> None:
@@ -52,40 +50,6 @@ def paper_style() -> None:
         "legend.frameon": False,
         "lines.linewidth": 1.3,
         "lines.markersize": 4, }
-
-
-def caption(figure: Figure, text: str) -> None:
-    """A caption under the figure, wrapped at its width: n, seeds, and what was measured."""
-    import textwrap
-
-    width = int(figure.get_figwidth() * 19)
-    figure.text(0.0, -0.02, textwrap.fill(text, width), ha="left", va="top", fontsize=7,
-                color="#333333")
-
-
-def plot_activations(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 3: relative activation of each block against time step, for one side; red shallow to
-    blue deep.
-
-    `table` as `analysis.activations.measure` gives it, one model, process, side, part and scalar
-    statistic. Each block is min-max normalised over its time steps.
-    """
-    ax = ax or plt.gca()
-    blocks = table.sort_values("depth")["block"].unique()
-    for order, block in enumerate(blocks):
-        rows = table[table["block"] == block].sort_values("step")
-        spread = rows["value"].max() - rows["value"].min()
-        relative = (rows["value"] - rows["value"].min()) / (spread or 1)
-        color = DEPTH(order / max(len(blocks) - 1, 1))
-        ax.plot(rows["step"] + 1, relative, color=color, marker="o", markersize=2.2, label=block)
-    steps = table.drop_duplicates("step").sort_values("step")
-    shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))]
-    ax.set_xticks(shown["step"] + 1, [
-        f"{step + 1}\n{sigma:.2g}"
-        for step, sigma in zip(shown["step"], shown["sigma"], strict=True)])
-    ax.set(xlabel=r"time step (noise to image); below it, $\sigma$",
-           ylabel="relative activation (min-max)", ylim=(-0.04, 1.04))
-    return ax
 
 
 def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -206,8 +170,8 @@ def plot_along(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_published(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 1A: `fid` against `train_images_millions`, a point per row, labelled with its
-    `method`; a line joins the points of one method. Rows with `own` True stand out."""
+    """Figure 1A: `fid` against `train_images_millions`, a point per row; a line joins the points of
+    one `method`. Rows with `own` True stand out. `label_published` writes the names."""
     ax = ax or plt.gca()
     for own, rows in table.groupby("own"):
         color = COLORS["rel"] if own else COLORS["teacher"]
@@ -217,15 +181,21 @@ def plot_published(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     _log_axis(ax)
     ax.xaxis.set_major_formatter(PLAIN)
     ax.margins(0.08, 0.12)
-    taken = [ax.transData.transform(row) for row in
-             table[["train_images_millions", "fid"]].to_numpy()]  # yapf: disable
-    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in taken]
-    for method, rows in table.groupby("method", sort=False):
+    for _, rows in table.groupby("method", sort=False):
         ax.plot(rows["train_images_millions"], rows["fid"], color="#999999", linewidth=0.7)
-        first = rows.iloc[0]
-        _label(ax, method, (first["train_images_millions"], first["fid"]), boxes, bold=bool(
-            first["own"]))
     return ax
+
+
+def label_published(table: pd.DataFrame, *, ax: Axes) -> None:
+    """Each method's name beside its first point, where there is room; once the figure has its other
+    parts, whose layout decides where that is."""
+    ax.get_figure(root=True).canvas.draw()  # type: ignore[union-attr]
+    places = ax.transData.transform(table[["train_images_millions", "fid"]].to_numpy())
+    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    for method, rows in table.groupby("method", sort=False):
+        first = rows.iloc[0]
+        point = first["train_images_millions"], first["fid"]
+        _label(ax, str(method), point, boxes, bold=bool(first["own"]))
 
 
 def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *,
@@ -235,14 +205,14 @@ def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *
              (0, -5, "center", "top"), (5, 6, "left", "bottom"), (-5, 6, "right", "bottom"),
              (5, -6, "left", "top"), (-5, -6, "right", "top")]  # yapf: disable
     sides += [(3 * x, 3 * y, h, v) for x, y, h, v in sides[2:]]
-    renderer = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore
     frame = ax.get_window_extent(renderer)
     for x, y, horizontal, vertical in sides:
         written = ax.annotate(text, point, (x, y), textcoords="offset points", ha=horizontal,
                               va=vertical, fontsize=6.5, fontweight="bold" if bold else "normal",
                               bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
         box = written.get_window_extent(renderer)
-        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + 40
+        inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 40 and box.y0 > frame.y0 + 4
         if inside and not any(box.overlaps(other) for other in boxes):
             break
         written.remove()
@@ -264,47 +234,3 @@ def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> 
               interpolation="nearest")
     ax.set_axis_off()
     return ax
-
-
-def plot_activations_page(table: pd.DataFrame) -> Figure:
-    """Figure 3 for one model: encoder and decoder side by side, one row of panels per process and
-    part.
-
-    Channels are averaged, and of frequency bands the mean band is drawn; the table keeps them
-    apart.
-    """
-    keys = ["process", "part"]
-    rows = list(table[keys].drop_duplicates().itertuples(index=False))
-    figure, axes = plt.subplots(len(rows), 2, figsize=(PAGE, 2.6 * len(rows)), squeeze=False,
-                                layout="constrained")
-    letters = iter("ABCDEFGH")
-    for row, (process, part) in zip(axes, rows, strict=True):
-        for ax, side in zip(row, ("encoder", "decoder"), strict=True):
-            chosen = table[(table["process"] == process) & (table["part"] == part) &
-                           (table["side"] == side)]
-            if chosen.empty:
-                ax.set_axis_off()
-                continue
-            places = ["block", "depth", "step", "sigma"]
-            # shares of 1: their plain mean would say nothing
-            if chosen["statistic"].iloc[0] == "bands":
-                chosen = chosen.assign(value=chosen["value"] * chosen["index"] *
-                                       chosen["index"].nunique())
-            plot_activations(chosen.groupby(places, as_index=False)["value"].mean(), ax=ax)
-            ax.set_title(
-                f"{next(letters)}  {side}, {process}" + ("" if part == "conv1" else f", {part}"),
-                loc="left")
-            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="block, in order",
-                      title_fontsize=7)
-    counts = table.drop_duplicates("process").set_index("process")["n"]
-    inputs = {
-        "sampling": "sampling from seeds 0 to {last}, n = {n}",
-        "denoising": "denoising real images with noise added, n = {n}", }
-    what = "; ".join(inputs[process].format(n=n, last=n - 1) for process, n in counts.items())
-    first, steps = table.iloc[0], table["step"].nunique()
-    outputs = " and ".join(table["part"].unique())
-    caption(
-        figure, f"{first['model']}, EMA weights: {first['statistic']} of each block's {outputs}, "
-        f"mean over images, at the {steps} levels of EDM's ladder, min-max normalised over them "
-        f"for each block ({what}).")
-    return figure

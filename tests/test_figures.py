@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from analysis import figures, plots
+from analysis import activation_plots, figures, plots
 
 mpl.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ def test_activation_plot_runs_from_red_to_blue_and_from_0_to_1():
     rows = [(f"b{depth}", depth, step, 10.0 - step, depth + (step - 3)**2) for depth in range(4)
             for step in range(6)]
     columns = ["block", "depth", "step", "sigma", "value"]
-    lines = plots.plot_activations(pd.DataFrame(rows, columns=columns)).get_lines()
+    lines = activation_plots.plot_lines(pd.DataFrame(rows, columns=columns)).get_lines()
     assert [line.get_label() for line in lines] == ["b0", "b1", "b2", "b3"]
     assert all(line.get_ydata().min() == 0 and line.get_ydata().max() == 1 for line in lines)
     first, last = (mpl.colors.to_rgb(line.get_color()) for line in (lines[0], lines[-1]))
