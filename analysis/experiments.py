@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import current_process, get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -78,14 +78,23 @@ def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = Fa
 def side_by_side(function: Callable[[str, str], T], stages: Sequence[Sequence[str]],
                  profile_name: str) -> Iterator[T]:
     """`function(name, profile_name)` of all names, each in a process, as many at once as there are
-    cores; a stage waits for the one before it. Results come as they are ready."""
-    workers = min(os.cpu_count() or 1, max([1, *map(len, stages)]))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _die_quietly) as pool:
+    cores; a stage waits for the one before it."""
+    for stage in stages:
+        yield from as_ready(function, [(name, profile_name) for name in stage])
+
+
+def as_ready(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]],
+             workers: int = 0) -> Iterator[T]:
+    """`function(*each)`, each in a process, at most `workers` or one a core at once; results as
+    they are ready."""
+    if not arguments:
+        return
+    most = min(workers or os.cpu_count() or 1, len(arguments))
+    with ProcessPoolExecutor(most, get_context("spawn"), _die_quietly) as pool:
         try:
-            for stage in stages:
-                tasks = [pool.submit(function, name, profile_name) for name in stage]
-                for future in as_completed(tasks):
-                    yield future.result()
+            tasks = [pool.submit(function, *each) for each in arguments]
+            for future in as_completed(tasks):
+                yield future.result()
         except BaseException:
             # else a failure waits for every run behind it
             pool.shutdown(wait=False, cancel_futures=True)

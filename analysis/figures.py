@@ -1,13 +1,11 @@
 """Regenerate the paper's figures: train what is missing, execute the notebooks, write the gallery.
 
-python -m analysis.figures [--profile desk] [--only fig03] [--retrain] [-p name=value]
+python -m analysis.figures [--profile desk] [--only fig03] [--list] [--retrain] [-p name=value]
 """
 
 import ast
-import html
 import io
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,13 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from gdd.cli import on_interrupt
-from gdd.files import ROOT, digest_of, scratch, write_atomically
-from gdd.profiles import profile, require
+from gdd.files import ROOT, digest_of, write_atomically
+from gdd.profiles import profile, profiles, require
 from gdd.reading import quoted, typed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Picture
+
+    from analysis.notebooks import Task
 
 _MOST_TEXT, _MOST_NUMBER = 1000, 1_000_000  # characters and size of a parameter
 FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
@@ -38,6 +38,7 @@ class Figure:
     runs: tuple[str, ...]
     parameters: Mapping[str, Any]
     needs: str = ""  # a field of the profile, without which there is nothing to show
+    after: tuple[str, ...] = ()  # figures whose tables it reads
 
 
 FIGURES = {
@@ -51,7 +52,7 @@ FIGURES = {
                     {"seed_ranges": 0}),
     "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100}),
     "ablations": Figure("ablations", (), {}, needs="ablations"),
-    "tables": Figure("tables", (), {}),
+    "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
 }  # yapf: disable
 
 
@@ -73,6 +74,12 @@ class Figures:
     to figures/PROFILE/explore, beside the committed figures."""
     seeds: bool = False
     """Train the runs with further seeds and write figures/PROFILE/seeds.csv; no notebook is run."""
+    jobs: int = 0
+    """Notebooks at once; default: one a core."""
+    fresh: bool = False
+    """Execute notebooks of which nothing has changed, too."""
+    list: bool = False
+    """Say what each figure is made from and whether it is stale, and make none."""
     ship: bool = False
     """Copy this profile's trained runs from runs/ to its shipped weights; no notebook is run."""
 
@@ -109,14 +116,75 @@ def main(args: Figures) -> None:
         return survey(args.profile)
     with on_interrupt(lambda: "stopped; finished runs and figures stay, and the same command makes "
                       "the others, each run from its last tick"):
-        experiments.train_missing(needed, args.profile, retrain=args.retrain)
-        for key, figure in figures.items():
-            start = time.monotonic()
-            execute(figure, args.profile, parameters)
-            folder = output_folder(key, args.profile, **figure.parameters | parameters)
-            shown = os.path.relpath(folder / figure.notebook)
-            print(f"{key}: {shown}.png ({time.monotonic() - start:.0f} s)", flush=True)
-            write_gallery(folder)
+        if not args.list:
+            experiments.train_missing(needed, args.profile, retrain=args.retrain)
+        _execute(figures, args, parameters)
+
+
+def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str, Any]) -> None:
+    """Execute what is stale, side by side and in order; then the scorecard and the pages. Raises
+    RuntimeError if a notebook failed, after the others."""
+    from analysis import notebooks
+    from analysis.experiments import as_ready
+
+    chosen, tasks = profile(args.profile), {}
+    for key, figure in figures.items():
+        own = {name: value for name, value in parameters.items() if name != "output"}
+        folder = output_folder(key, args.profile, **{**figure.parameters, **parameters})
+        if parameters.get("output"):
+            own["output"] = str(folder.resolve())
+        runs = [run for run in chosen.runs if any(fnmatch(run, p) for p in figure.runs)]
+        task = notebooks.Task(figure.notebook, args.profile, own, runs, folder)
+        reason = "asked for" if args.retrain or args.fresh else notebooks.stale(task)
+        print(f"{key}: {reason or 'as it was made before'}", flush=True)
+        if reason:
+            tasks[key] = task
+    if args.list:
+        return
+    jobs = args.jobs or os.cpu_count() or 1
+    failures = []
+    first = [key for key in tasks if not figures[key].after]
+    for stage in (first, [key for key in tasks if key not in first]):
+        for key, seconds, error in as_ready(_timed, [(key, tasks[key]) for key in stage], jobs):
+            shown = os.path.relpath(tasks[key].folder)
+            print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
+            failures += [key] if error else []
+    for folder in {task.folder for task in tasks.values()} | {FIGURES_FOLDER / chosen.name}:
+        if folder.is_dir():
+            write_pages(folder, args.profile)
+    if failures:
+        raise RuntimeError(f"{', '.join(failures)} failed; what they had made before is as it was")
+
+
+def _timed(key: str, task: "Task") -> tuple[str, float, str]:
+    """In a process of its own: execute a notebook; how long it took, and what went wrong."""
+    from analysis import gallery, notebooks
+
+    start = time.monotonic()
+    try:
+        notebooks.execute(task)
+        gallery.notebook_page(task.executed)
+    except (RuntimeError, OSError) as error:
+        return key, time.monotonic() - start, str(error)
+    return key, time.monotonic() - start, ""
+
+
+def write_pages(folder: Path, profile_name: str) -> None:
+    """The scorecard and the page of a folder of figures, and the page over all profiles. Raises
+    ValueError if there are pictures that no notebook makes any more."""
+    from analysis import claims, gallery, tables
+
+    chosen = profile(profile_name)
+    own = folder == FIGURES_FOLDER / chosen.name
+    stems = [figure.notebook.partition("_")[0].rstrip("s") for figure in FIGURES.values()]
+    orphans = [f.name for f in sorted(folder.glob("*.png")) if not f.name.startswith(tuple(stems))]
+    if own and orphans:
+        raise ValueError(
+            f"no notebook makes {', '.join(orphans)} in {folder} any more; delete them")
+    if own:
+        tables.write(claims.scorecard(tables.of_figures(profile_name)), "claims", profile_name)
+    gallery.write_page(folder, f"Figures, {chosen.title}")
+    gallery.write_index(FIGURES_FOLDER, {p.name: p.title for p in (*profiles().values(), chosen)})
 
 
 def _parameters(pairs: list[str], figures: Mapping[str, Figure]) -> dict[str, Any]:
@@ -167,50 +235,6 @@ def output_folder(key: str, profile_name: str, output: str = "", **parameters: A
     return folder / "explore" / f"{key}_{plain}"
 
 
-def notebook_path(name: str) -> Path:
-    path = ROOT / "notebooks" / f"{name}.ipynb"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path.name} is not in {path.parent}; figures are made in a checkout")
-    return path
-
-
-def execute(figure: Figure, profile_name: str, parameters: Mapping[str, Any]) -> None:
-    """Run one notebook in a fresh kernel; its executed copy lands in figures/PROFILE/notebooks, and
-    a failed one beside the last good one."""
-    import nbformat
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
-
-    folder = FIGURES_FOLDER / profile(profile_name).name / "notebooks"
-    executed, failed = (folder / f"{figure.notebook}{end}.ipynb" for end in ("", ".failed"))
-    named = str(Path(profile_name).resolve()) if profile_name.endswith(".py") else profile_name
-    given = {"profile": named} | dict(parameters)
-    if output := str(parameters.get("output", "")):
-        given["output"] = str(Path(output).resolve())  # the kernel works in another folder
-    with scratch() as own:
-        kernel: dict[str, Any] = {"connection_file": str(own / "kernel.json")}
-        if os.name == "posix":
-            kernel["transport"] = "ipc"  # not open to other users
-        try:
-            notebook = papermill.execute_notebook(
-                str(notebook_path(figure.notebook)), str(own / failed.name), given,
-                kernel_name="python3", cwd=str(ROOT), progress_bar=sys.stderr.isatty(),
-                execution_timeout=1800, start_timeout=120,
-                config=Config({"KernelManager": kernel}))  # yapf: disable
-        except PapermillExecutionError as error:
-            if error.ename == "KeyboardInterrupt":  # Ctrl-C reaches the kernel, too
-                raise KeyboardInterrupt from None
-            write_atomically(failed, (own / failed.name).read_bytes())
-            raise RuntimeError(f"{figure.notebook} failed in cell {error.exec_count}: "
-                               f"{error.ename}: {error.evalue}; see {failed}") from None
-    for path in ("input_path", "output_path"):  # of this machine
-        del notebook.metadata["papermill"][path]
-    write_atomically(executed, nbformat.writes(notebook).encode())
-    failed.unlink(missing_ok=True)
-
-
 def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: str,
                 caption: str = "") -> None:
     """Write `name`.png, .pdf, .csv and, with what the picture shows in words, .txt; with no date
@@ -244,28 +268,6 @@ def read_seeds(profile_name: str) -> "pd.DataFrame":
     kept = names.isin(further) & (table["against"] != "test")
     kept &= table["metric"] == measurements.metric(profile_name)
     return table[kept].reset_index(drop=True)
-
-
-def write_gallery(folder: Path) -> None:
-    """index.html: every figure of a folder with its table and executed notebook."""
-    items = []
-    notebooks = next((f for f in (folder, *folder.parents) if (f / "notebooks").is_dir()), folder)
-    for picture in sorted(folder.glob("*.png")):
-        stem = html.escape(picture.stem)
-        made = [
-            notebooks / "notebooks" / f"{name}.ipynb"
-            for name in (picture.stem, picture.stem.partition("_")[0])]
-        notebook = os.path.relpath(next((f for f in made if f.exists()), made[0]), folder)
-        links = {"pdf": f"{stem}.pdf", "csv": f"{stem}.csv", "notebook": html.escape(notebook)}
-        text = ", ".join(f'<a href="{link}">{what}</a>' for what, link in links.items())
-        items.append(f'<figure><img src="{stem}.png" alt="{stem}"><figcaption>{stem}: {text}'
-                     "</figcaption></figure>")
-    title = f"Figures, {html.escape(folder.name)}"
-    style = ("body{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-             "img{max-width:100%}figure{margin:0 0 3rem}")
-    head = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{style}</style>')
-    write_atomically(folder / "index.html", f"{head}<h1>{title}</h1>{''.join(items)}".encode())
 
 
 if __name__ == "__main__":
