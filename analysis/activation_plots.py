@@ -93,6 +93,30 @@ def plot_bands(table: pd.DataFrame, band: int, *, ax: Axes | None = None,
     return ax
 
 
+def plot_over_white(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Inputs of blocks x noise levels, backbones above skips: `over`, a band's share of power over
+    that of white noise, which is white."""
+    ax = ax or plt.gca()
+    keys = ["part", "block"]
+    grid = np.log2(table.pivot_table(index=keys, columns="step", values="over", sort=False))
+    grid = grid.sort_index(level="part", sort_remaining=False)
+    limit = max(float(np.abs(grid.to_numpy()).max()), 1.0)
+    shown = ax.imshow(grid, aspect="auto", vmin=-limit, vmax=limit, cmap="RdBu_r",
+                      interpolation="nearest")
+    ax.axhline(
+        int((grid.index.get_level_values("part") == "backbone").sum()) - 0.5, color="black",
+        linewidth=0.8)
+    ax.set_yticks(range(len(grid)), [f"{part[:4]} {block}" for part, block in grid.index],
+                  fontsize=6.5)
+    ax.tick_params(length=0)
+    bar = ax.figure.colorbar(shown, ax=ax, location="bottom", aspect=20, pad=0.02)
+    bar.set_ticks([-limit, 0, limit], labels=[f"{2**x:.2g}" for x in (-limit, 0, limit)])
+    bar.ax.tick_params(labelsize=6.5, length=2)
+    bar.outline.set_visible(False)
+    _sigma_axis(table, ax)
+    return ax
+
+
 def plot_channels(table: pd.DataFrame, *, ax: Axes | None = None, labels: bool = True) -> Axes:
     """Blocks x channels: at which step a channel is most active, dark at noise, light at the
     image; channels in the order of it."""

@@ -51,6 +51,7 @@ FIGURES = {
     "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
                     {"seed_ranges": 0}),
     "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100}),
+    "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
     "ablations": Figure("ablations", (), {}, needs="ablations"),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
 }  # yapf: disable

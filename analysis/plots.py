@@ -234,3 +234,27 @@ def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> 
               interpolation="nearest")
     ax.set_axis_off()
     return ax
+
+
+def plot_spectra(steps: pd.DataFrame, images: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Power against cycles per picture: `x0` at four steps of a sampler, dark to light, of real
+    images, dashed, and of GDD's; white noise of unit variance, dotted."""
+    ax = ax or plt.gca()
+    last = int(steps["step"].max())
+    shown = np.unique(np.linspace(0, last, 4).round().astype(int))
+    for step, color in zip(shown, sns.color_palette("crest_r", len(shown)), strict=True):
+        rows = steps[steps["step"] == step]
+        ax.plot(rows["cycles"], rows["x0"], color=color, label=f"step {step + 1}")
+    for model, style in (("real", "--"), ("gdd", "-")):
+        rows = images[images["model"] == model]
+        color = "black" if model == "real" else MODELS["GDD"][0]
+        ax.plot(rows["cycles"], rows["x0"], style, color=color, linewidth=1, label=TITLES.get(
+            model, model))
+    ax.axhline(1, color="#999999", linestyle=":", linewidth=1)
+    ax.set(xscale="log", yscale="log", xlabel="cycles per picture", ylabel="power")
+    ax.xaxis.set_major_locator(LogLocator(base=2))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(PLAIN)
+    ax.yaxis.set_major_formatter(PLAIN)
+    ax.yaxis.set_minor_locator(NullLocator())
+    return ax

@@ -12,26 +12,24 @@ import torch
 
 from analysis.features.classifier import ClassifierFeatures, classifier
 from analysis.features.extractor import Extractor, family
-from analysis.features.inception import pytorch_inception, torchscript_inception
+from analysis.features.inception import MODES, inception_extractor
 from analysis.features.timm_networks import TIMM_NAMES, timm_network
 
 __all__ = ["FOLDER", "NAMES", "ClassifierFeatures", "Extractor", "classifier", "extractor",
            "family"]  # yapf: disable
 
 FOLDER = Path("checkpoints")
-NAMES = ("inception", "inception:edm", "inception:clean", "inception:legacy_pytorch", "clip",
-         "dinov2", "lite2", "timm:NAME", "NAME@PIXELS")
+NAMES = ("inception", *(f"inception:{mode}" for mode in MODES), "clip", "dinov2", "lite2",
+         "timm:NAME", "NAME@PIXELS")  # yapf: disable
 
 
 def extractor(name: str, *, device: str = "cpu", precision: str = "fp32",
               folder: Path = FOLDER) -> Extractor:
     """The extractor called `name`, one of NAMES. Raises ValueError, or FileNotFoundError for
     weights out of reach."""
-    on, mode = torch.device(device), name.partition(":")[2] or "edm"
-    if name in ("inception", "inception:edm", "inception:clean"):
-        found = torchscript_inception(mode, on, folder)
-    elif name == "inception:legacy_pytorch":
-        found = pytorch_inception(on, folder)
+    on, (network, colon, mode) = torch.device(device), name.partition(":")
+    if network == "inception" and (mode in MODES or not colon):
+        found = inception_extractor(mode or "edm", on, folder)
     elif name.partition("@")[0] in TIMM_NAMES or name.startswith("timm:"):
         found = timm_network(name, on, folder)
     else:

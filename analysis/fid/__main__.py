@@ -3,6 +3,7 @@ and statistics, in memory."""
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,8 @@ class Fid:
     gdd-i@k-step:2 (heun:18, euler:18, one-step, k-step:4, two-step:0.8); a data set: its name,
     a folder or zip of images; an .npz. A folder that is called like a shipped run: ./gdd-i."""
     features: list[str] = field(default_factory=list)
-    """inception[:edm|:clean|:legacy_pytorch], clip, dinov2, timm:NAME, or a profile's classifier;
-    default: that of a profile for images of this shape, else inception and clip."""
+    """inception[:edm|:clean|:legacy_pytorch|:torchscript], clip, dinov2, timm:NAME, or a profile's
+    classifier; default: that of a profile for images of this shape, else inception and clip."""
     metrics: list[str] = field(default_factory=lambda: ["fd"])
     """fd, kid, pr (precision, recall), dc (density, coverage), is, fd-infinity."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
@@ -68,10 +69,14 @@ def main(args: Fid) -> None:
 
     from analysis.extractors import extractor
     from analysis.fid.compare import measure, shared_backbones
-    from analysis.fid.sources import Source, open_source, save_statistics
+    from analysis.fid.sources import Source, open_source
+    from analysis.fid.statistics import check_target, save_statistics
     from analysis.fid.summaries import Summaries, cache_folder
     from gdd.sampling import available_device
 
+    _check_numbers(args)
+    if args.save_statistics:
+        check_target(args.save_statistics)
     place = available_device(args.device)
     device, precision = str(place), args.precision
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -103,11 +108,24 @@ def main(args: Fid) -> None:
             dist.destroy_process_group()
 
 
+def _check_numbers(args: Fid) -> None:
+    """Before anything is opened: memory and time go with each of them."""
+    for name, least, most in (("n", 2, 10_000_000), ("ranges", 1, 1000), ("batch_size", 1, 1 << 20),
+                              ("bootstrap", 0, 100_000), ("first_seed", 0, 1 << 40)):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be {least} to {most:,}; got {value}")
+
+
 def _default_features(sources) -> tuple[str, ...]:
     from analysis.extractors import default_extractors
     from analysis.fid.sources import Statistics
 
     finished = [s.extractor or "inception" for s in sources if isinstance(s, Statistics)]
+    # a file may name what is here, but nothing that would be fetched from a place of its choice
+    if odd := [name for name in finished if not re.fullmatch(r"(\w+:)?[\w.@-]+", name)]:
+        raise ValueError(f"{odd[0]} are features that a file asks for; give --features yourself")
     if finished:
         return tuple(finished[:1])
     shapes = {source.shape for source in sources}

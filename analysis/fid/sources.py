@@ -2,8 +2,7 @@
 finished statistics."""
 
 import hashlib
-import json
-import zipfile
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.fid.frechet import FeatureStats
+from analysis.fid.arrays import array_headers, mapped_array, read_array
+from analysis.fid.statistics import Statistics, read_statistics
+from analysis.fid.statistics import save_statistics as save_statistics
 from gdd.data.images import BUNDLED, Images, open_images, to_uint8
 from gdd.denoiser import Denoiser
-from gdd.files import digest, write_atomically
+from gdd.reading import Budget, open_regular, quoted
 from gdd.sampling import generate, parse_sampler, to_device
 from gdd.weights import checkpoint
 
@@ -53,17 +54,6 @@ class Source:
         return self.part(one, f"{self.name}, draw 0"), self.part(two, f"{self.name}, draw 1")
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Moments from a file: EDM's mu and sigma, whose n and extractor are not known, or ours with
-    provenance."""
-
-    name: str
-    stats: FeatureStats
-    n: int | None = None
-    extractor: str | None = None
-
-
 def open_source(spec: str, *, device: str = "cpu", precision: str = "fp32") -> Source | Statistics:
     """`CHECKPOINT[@SAMPLER]`, a path or a shipped run's name; a data set; an .npy or .npz of
     images, or an .npz of statistics.
@@ -83,7 +73,7 @@ def open_source(spec: str, *, device: str = "cpu", precision: str = "fp32") -> S
         raise FileNotFoundError(f"source {error}") from None
     if at or path.suffix in checkpoint.SUFFIXES:
         return of_checkpoint(path, sampler, device, precision)(range(0))
-    return _dataset(name, open_images(name), {"files": _digest_of_files(path)})
+    return _dataset(name, open_images(name), {"files": content_digest(path)})
 
 
 def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
@@ -95,10 +85,10 @@ def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
     parse_sampler(sampler)  # a wrong one is refused now
     # every run folder has a final one
     name = f"{path.parent.name}/{path.stem}" if path.stem == "final" else path.stem
-    return of_denoiser(to_device(denoiser, device, precision), sampler,
-                       f"{name}@{sampler}", weights=[
-                           digest(path), metadata.get("base_digest"), precision], backbones=tuple(
-                               metadata.get("backbones", ())))
+    return of_denoiser(to_device(denoiser, device, precision), sampler, quoted(f"{name}@{sampler}"),
+                       weights=[content_digest(path),
+                                metadata.get("base_digest"), precision], backbones=tuple(
+                                    metadata.get("backbones", ())))
 
 
 def of_denoiser(denoiser: Denoiser, sampler: str, name: str, *, weights: Any = None,
@@ -128,78 +118,61 @@ def _dataset(name: str, dataset: Images, identity: dict[str, Any]) -> Source:
         for part in torch.tensor(indices, dtype=torch.long).split(batch_size):
             yield dataset.images[part]
 
-    return Source(Path(name).name, len(dataset), tuple(dataset.images.shape[1:]), identity, batches)
+    return Source(quoted(Path(name).name), len(dataset), tuple(dataset.images.shape[1:]), identity,
+                  batches)
 
 
 def _arrays(path: Path) -> Source | Statistics:
-    if not path.is_file():
-        raise FileNotFoundError(f"source {path} does not exist")
     try:
-        opened = np.load(path, mmap_mode="r", allow_pickle=False)
-        alone = isinstance(opened, np.ndarray)
-        found = {"": opened} if alone else {name: opened[name] for name in opened.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a plain {path.suffix} file: {error}") from None
-    if {"mu", "sigma"} <= found.keys():
-        return _statistics(path, found)
-    images = [array for array in found.values() if array.dtype == np.uint8 and array.ndim in (3, 4)]
-    if len(images) != 1:
-        listed = [f"{name or 'array'} {a.dtype} {list(a.shape)}" for name, a in found.items()]
-        raise ValueError(f"{path} holds neither one uint8 array of images nor mu and sigma; "
-                         f"it holds {', '.join(listed) or 'nothing'}")
-    array = images[0] if images[0].ndim == 4 else images[0][:, None]
+        headers = array_headers(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"source {error}") from None
+    if {"mu", "sigma"} <= headers.keys():
+        return read_statistics(path, headers)
+    if any(header.dtype.hasobject for header in headers.values()):
+        raise ValueError(f"{quoted(path)}: Object arrays cannot be loaded")
+    found = {name: header for name, header in headers.items()
+             if header.dtype == np.uint8 and len(header.shape) in (3, 4)}  # yapf: disable
+    if len(found) != 1:
+        listed = quoted(", ".join(f"{name or 'array'} {x}" for name, x in headers.items()))
+        raise ValueError(f"{quoted(path)} holds neither one uint8 array of images nor mu and "
+                         f"sigma; it holds {listed or 'nothing'}")
+    ((name, header), ) = found.items()
+    if name:  # up to 512 MiB, or what a file unpacks to that holds more than one colour
+        budget = Budget(bytes=max(1 << 29, 4 * path.stat().st_size))
+        array = read_array(path, name, budget)
+    else:
+        array = mapped_array(path, header)
+    array = array if array.ndim == 4 else array[:, None]
     if array.shape[1] not in (1, 3):
         if array.shape[3] not in (1, 3):
-            raise ValueError(f"{path}: images must be (N,H,W,C) or (N,C,H,W) with 1 or 3 channels; "
-                             f"got {list(array.shape)}")
+            raise ValueError(f"{quoted(path)}: images must be (N,H,W,C) or (N,C,H,W) with 1 or 3 "
+                             f"channels; got {list(array.shape)}")
         array = array.transpose(0, 3, 1, 2)
+    if not array.size:
+        raise ValueError(f"{quoted(path)} holds no images: {list(array.shape)}")
 
     def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(indices), batch_size):
             part = array[list(indices[start:start + batch_size])]
             yield torch.from_numpy(np.ascontiguousarray(part))
 
-    return Source(path.name, len(array), array.shape[1:], {"files": digest(path)}, batches)
+    identity = {"files": content_digest(path)}
+    return Source(quoted(path.name), len(array), array.shape[1:], identity, batches)
 
 
-def _statistics(path: Path, found: dict[str, np.ndarray]) -> Statistics:
-    mean, covariance = (torch.from_numpy(np.array(found[name], np.float64))
-                        for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"{path}: mu and sigma must be (d,) and (d,d); got {list(mean.shape)} "
-                         f"and {list(covariance.shape)}")
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise ValueError(f"{path}: mu or sigma holds NaN or inf")
-    provenance: dict[str, Any] = {}
-    if "provenance" in found:
-        try:
-            provenance = json.loads(bytes(found["provenance"]))
-        except ValueError as error:
-            raise ValueError(f"{path}: its provenance is damaged: {error}") from None
-    n = provenance.get("n")
-    # only the covariance matters to a distance
-    stats = FeatureStats(n or 2, mean, covariance * ((n or 2) - 1))
-    return Statistics(path.name, stats, n, provenance.get("extractor"))
+def content_digest(path: Path) -> str:
+    """32 digits of the SHA-256 of a file, or of the names and contents of a folder's files: of
+    their bytes alone, since times and sizes can be set."""
+    def of_file(file: Path) -> str:
+        with open_regular(file) as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
 
-
-def save_statistics(path: Path, stats: FeatureStats, provenance: dict[str, Any]) -> None:
-    """Write EDM's layout, mu and sigma float64, with `provenance` as JSON bytes beside them; whole
-    or not at all."""
-    text = np.frombuffer(json.dumps(provenance | {"n": stats.n}).encode(), np.uint8)
-    if path.suffix != ".npz":
-        raise ValueError(f"statistics are written as .npz; got {path}")
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, mu=stats.mean.numpy(), sigma=stats.covariance.numpy(), provenance=text)
-
-    write_atomically(path, write)
-
-
-def _digest_of_files(path: Path) -> str:
-    """A zip by its bytes; of a folder the names, sizes and times of its files."""
-    if path.is_file():
-        return digest(path)
-    files = [(f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns)
-             for f in sorted(path.rglob("*")) if f.is_file()]
-    return hashlib.sha256(json.dumps([str(path.resolve()), files]).encode()).hexdigest()[:16]
+    if not path.is_dir():
+        return of_file(path)[:32]
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            name = os.fsencode(file.relative_to(path))  # any bytes, but a zero
+            found.update(name + b"\0" + of_file(file).encode())
+    return found.hexdigest()[:32]

@@ -6,10 +6,14 @@ neither the batch size nor the number of processes decides what is summed with w
 bits.
 """
 
+import hashlib
+import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,15 +22,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.features import Extractor
-from analysis.fid.frechet import FeatureStats
+from analysis.fid.frechet import FeatureStats, check_moments
 from analysis.fid.samples import ClassScores
 from analysis.fid.sources import Source
-from gdd.files import digest_of
+from gdd.reading import quoted, typed
 from gdd.weights import checkpoint
 
 BLOCK = 1024
 SAMPLE = 10_000  # features kept for the metrics that need them one by one
-_VERSION = 1  # of what a cached summary means
+_VERSION = 2  # of what a cached summary means
+
+
+class Cached(TypedDict):
+    """Metadata of a cached summary: all that decides it, and the SHA-256 of its tensors."""
+
+    asked: dict[str, Any]
+    sha256: str
 
 
 @dataclass
@@ -64,31 +75,36 @@ class Summaries:
             raise ValueError(f"{source.name} has n = {source.n}; statistics need at least 2 images")
         if source.identity is None:  # nothing says whether it is the same as another one
             return _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
-        key = digest_of(_VERSION, source.identity, source.n, self.extractor.identity, BLOCK, SAMPLE,
-                        classify)
+        asked = {"version": _VERSION, "source": source.identity, "n": source.n,
+                 "extractor": self.extractor.identity, "block": BLOCK, "sample": SAMPLE,
+                 "classify": classify and self.extractor.probabilities is not None}  # yapf: disable
+        text = json.dumps(asked, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
         if key not in self.made:
-            self.made[key] = source, self._cached(source, key, classify)
+            self.made[key] = source, self._cached(source, key, json.loads(text))
         return self.made[key][1]
 
     def first(self) -> tuple[FeatureStats, dict[str, Any]]:
-        """Moments and provenance of the source that was summarised first."""
+        """Moments and provenance of the source that was summarised first. Raises ValueError if none
+        was."""
+        if not self.made:
+            raise ValueError("no moments were made that could be saved: give a source of images")
         source, summary = next(iter(self.made.values()))
         assert source.identity is not None
         named = {"source": source.name, "extractor": self.extractor.name}
         return summary.stats, source.identity | named
 
-    def _cached(self, source: Source, key: str, classify: bool) -> Summary:
+    def _cached(self, source: Source, key: str, asked: dict[str, Any]) -> Summary:
         path = self.cache / f"{key}.safetensors" if self.cache else None
-        found = [_read(path) if path and _rank() == 0 else None]
+        found = [_read(path, asked) if path and _rank() == 0 else None]
         if _world() > 1:  # one process decides, or another writer could make them disagree
             dist.broadcast_object_list(found, src=0)
         if found[0] is not None:
             return found[0]
-        summary = _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
+        summary = _gathered(_pass(source, self.extractor, self.batch_size, asked["classify"]),
+                            source)
         if path and _rank() == 0:
-            _write(path, summary, {
-                "source": source.identity, "name": source.name, "extractor": self.extractor.identity
-            })
+            _write(path, summary, asked)
         return summary
 
 
@@ -177,22 +193,65 @@ def _world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _write(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
+def _write(path: Path, summary: Summary, asked: dict[str, Any]) -> None:
+    """Keep a summary. What cannot be kept is not lost: a warning says why."""
     tensors = {
         "mean": summary.stats.mean, "scatter": summary.stats.scatter, "sample": summary.sample}
     if summary.scores is not None:
         tensors |= {f"scores.{name}": value for name, value in vars(summary.scores).items()}
-    checkpoint.write_tensors(path, tensors, provenance | {"n": summary.stats.n})
+    try:
+        checkpoint.write_tensors(path, tensors, Cached(asked=asked, sha256=_checksum(tensors)))
+    except (OSError, ValueError) as error:  # a full disk, a read-only folder, a file in its place
+        _warn(f"{quoted(path)} is not kept: {quoted(error)}")
 
 
-def _read(path: Path) -> Summary | None:
-    """What is cached, or None: also where it is damaged, to be made again."""
+def _read(path: Path, asked: dict[str, Any]) -> Summary | None:
+    """What is cached, if it is whole and that which is asked for; None if it is to be made."""
+    if not path.exists():
+        return None
     try:
         tensors, metadata = checkpoint.read_tensors(path)
-        scores = {
-            name.removeprefix("scores."): value for name, value in tensors.items()
-            if name.startswith("scores.")}
-        stats = FeatureStats(metadata["n"], tensors["mean"], tensors["scatter"])
-        return Summary(stats, tensors["sample"], ClassScores(**scores) if scores else None)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return _checked(tensors, metadata, asked)
+    except (OSError, ValueError, RuntimeError) as error:
+        _warn(f"{quoted(path)} is made again: {quoted(error)}")
         return None
+
+
+def _checked(tensors: Mapping[str, Tensor], metadata: Any, asked: dict[str, Any]) -> Summary:
+    """The summary of a file's content. Raises ValueError saying what of it cannot be."""
+    if typed(metadata, Cached, "its metadata")["asked"] != asked:
+        raise ValueError("it is of another source")
+    n, dim = asked["n"], len(tensors["mean"].flatten()) if "mean" in tensors else 0
+    wanted = {
+        "mean": ((dim, ), torch.float64), "scatter": ((dim, dim), torch.float64),
+        "sample": ((min(SAMPLE, n), dim), torch.float32)}  # yapf: disable
+    if asked["classify"]:
+        classes = tensors.get("scores.total", torch.empty(0)).shape[-1]
+        splits = len(ClassScores.empty(1).count)
+        wanted |= {"scores.count": ((splits, ), torch.float64),
+                   "scores.total": ((splits, classes), torch.float64),
+                   "scores.negentropy": ((splits, ), torch.float64)}  # yapf: disable
+    found = {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
+    if found != wanted or not dim:
+        raise ValueError(f"its tensors are not those of {n} images: {quoted(str(found))}")
+    if not all(x.isfinite().all() for x in tensors.values()):
+        raise ValueError("it holds NaN or inf")
+    if metadata["sha256"] != _checksum(tensors):
+        raise ValueError("its tensors are not those that were written")
+    check_moments(tensors["mean"], tensors["scatter"])
+    scores = {name.removeprefix("scores."): tensors[name] for name in sorted(wanted)
+              if name.startswith("scores.")}  # yapf: disable
+    return Summary(FeatureStats(n, tensors["mean"], tensors["scatter"]), tensors["sample"],
+                   ClassScores(**scores) if scores else None)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def _warn(text: str) -> None:
+    print(f"warning: the cached summary {text}", file=sys.stderr)

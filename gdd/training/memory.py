@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from gdd.backbones import Backbone
 from gdd.config import ONE_CPU, TrainConfig
 from gdd.denoiser import Denoiser
+from gdd.training.batch import Batch
 from gdd.training.engine import Engine, StepMetrics
-from gdd.training.trainer import Batch, init_state, models_of, take_step
+from gdd.training.trainer import init_state, models_of, take_step
 
 
 def estimate(

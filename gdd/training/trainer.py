@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from gdd import losses
 from gdd.backbones import Backbone, tap_distance
 from gdd.config import OnNan, TrainConfig
-from gdd.data.images import Images, batch_indices, to_float
+from gdd.data.images import Images
 from gdd.denoiser import GENERATOR_EPSILON, PRECISIONS, Denoiser
 from gdd.discriminator import ProjectedDiscriminator
 from gdd.freezing import freeze
 from gdd.sampling import Denoise, parse_sampler
+from gdd.training.batch import Batch, draw_batch
 from gdd.training.engine import Engine, StepMetrics
 from gdd.training.sharding import local
 
@@ -50,23 +51,6 @@ class TrainState:
     def step(self) -> int:
         """Batches finished."""
         return self.images_seen // self.config.batch_size
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The random draws of one step, of this process's images; leading dimension B."""
-
-    real: Tensor  # (B,C,H,W) in [-1,1]
-    labels: Tensor | None  # (B,) class indices
-    latents: Tensor  # (B,C,H,W) the generator's unit noise in its own step
-    d_latents: Tensor  # (B,C,H,W) the same in the discriminator's step
-    noise: Tensor  # (B,C,H,W) added to real images (edm, cd, pd, ctm)
-    sigma: Tensor  # (B,) edm's noise levels
-    uniform: Tensor  # (B,3) in [0,1), the ladder positions of cd, pd and ctm
-
-    def part(self, rows: slice) -> "Batch":
-        cut = {name: None if x is None else x[rows] for name, x in vars(self).items()}
-        return Batch(**cut)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -169,7 +153,7 @@ def _loop(state: TrainState, models: Models, dataset: Images, on_nan: OnNan,
     config = state.config
     while state.images_seen < config.total_images:
         torch.manual_seed(_step_seed(state) + state.engine.rank)  # dropout uses the global stream
-        batch = draw_batch(state, dataset)
+        batch = _draw(state, dataset)
         state.metrics = {}
         try:
             take_step(state, models, batch)
@@ -324,21 +308,10 @@ def _step_seed(state: TrainState) -> int:
     return state.config.seed * 1_000_000_007 + state.images_seen + state.rollbacks * 10**15
 
 
-def draw_batch(state: TrainState, dataset: Images) -> Batch:
-    """This process's share of the step's images and noise, a function of (seed, images seen)."""
-    config, share, network = state.config, state.engine.share(), state.generator
-    stream = torch.Generator().manual_seed(_step_seed(state))
-    picked = batch_indices(len(dataset), config.batch_size, state.step, config.seed)
-    noise = torch.randn(3, len(picked), *dataset.images.shape[1:], generator=stream)
-    sigma = losses.draw_sigma(len(picked), stream)
-    uniform = torch.rand(len(picked), 3, generator=stream)
-    real, labels = to_float(dataset.images[picked[share]]), None
-    if network.label_dim and dataset.labels is not None:
-        labels = dataset.labels[picked[share]].to(state.engine.device)
-    drawn = real, *(tensor[share] for tensor in (*noise, sigma, uniform))
-    real, latents, d_latents, added, sigma, uniform = (x.to(state.engine.device, network.dtype)
-                                                       for x in drawn)
-    return Batch(real, labels, latents, d_latents, added, sigma, uniform)
+def _draw(state: TrainState, dataset: Images) -> Batch:
+    network, engine = state.generator, state.engine
+    return draw_batch(dataset, state.config, state.step, _step_seed(state), share=engine.share(),
+                      labelled=bool(network.label_dim), device=engine.device, dtype=network.dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,111 @@
+"""Which frequencies are worked on when: of block inputs, backbone and skip apart, and of the image
+that a sampler has in mind at each step (after arXiv:2506.09376).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis.spectrum import band_energy, band_modes, radial_power
+from gdd.denoiser import Denoiser
+from gdd.sampling import draw_latents, parse_sampler, solve
+
+BANDS = 4
+
+
+def measure_blocks(denoiser: Denoiser, images: Tensor, sigmas: Sequence[float], *, model: str,
+                   labels: Tensor | None = None) -> pd.DataFrame:
+    """A row per decoder block that takes a skip, part (backbone or skip), noise level and band,
+    low to high: `share` of the part's spectral power, mean over images, and that of white noise,
+    which is the band's share of modes, `white`.
+
+    Real images (N,C,H,W) in [-1,1] are denoised with added noise.
+    """
+    found: dict[tuple[str, str, int], Tensor] = {}
+    network: Any = denoiser.model
+    level, handles = 0, []
+    widths = {name: module.out_channels for name, module in network.enc.items()
+              if "aux" not in name}  # yapf: disable
+    skips = list(widths.values())
+
+    def note(name: str, width: int) -> None:
+        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            split = {"backbone": inputs[0][:, :-width], "skip": inputs[0][:, -width:]}
+            for part, x in split.items():
+                found[name, part, level] = band_energy(x, BANDS).mean(dim=0).cpu()
+
+        handles.append(network.dec[name].register_forward_pre_hook(hook))
+
+    previous = skips[-1]
+    for name, module in network.dec.items():
+        if "aux" in name:
+            continue
+        if module.in_channels != previous:
+            note(name, skips.pop())
+        previous = module.out_channels
+    noise = draw_latents(range(len(images)), images.shape[1:])[0].to(images)
+    try:
+        with torch.inference_mode():
+            for level in range(len(sigmas)):
+                denoiser(images + sigmas[level] * noise, sigmas[level], labels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = []
+    for (name, part, step), shares in found.items():
+        white = band_modes(int(name.partition("x")[0]), BANDS)
+        rows += [{
+            "model": model, "block": name, "part": part, "step": step, "sigma": sigmas[step],
+            "band": band, "share": float(share), "white": float(white[band]), "n": len(images)}
+            for band, share in enumerate(shares)]  # yapf: disable
+    return pd.DataFrame(rows)
+
+
+def measure_steps(denoiser: Denoiser, seeds: Sequence[int], *, model: str,
+                  steps: int = 18) -> pd.DataFrame:
+    """A row per step of EDM's solver and number of cycles: mean power of the image that the network
+    has in mind, `x0`, and of what the step changed in it, `change`."""
+    shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
+    latents, labels = draw_latents(seeds, shape, denoiser.label_dim)
+    rows: list[dict[str, Any]] = []
+    before: Tensor | None = None
+    with torch.inference_mode():
+        for step in solve(denoiser, latents, steps=steps, labels=labels):
+            if step.sigma == 0:
+                break
+            after = step.x0_hat
+            change = None if before is None else radial_power(after - before).mean(dim=0)
+            for place, power in enumerate(radial_power(after).mean(dim=0).tolist()):
+                rows.append({
+                    "model": model, "step": step.index, "sigma": step.sigma, "cycles": place + 1,
+                    "x0": power, "n": len(latents), "change":
+                    float("nan") if change is None else float(change[place])})
+            before = after
+    return pd.DataFrame(rows)
+
+
+def image_power(images: Tensor, *, model: str) -> pd.DataFrame:
+    """A row per number of cycles: mean power of images (N,C,H,W) in [-1,1]."""
+    power = radial_power(images).mean(dim=0).tolist()
+    return pd.DataFrame([{"model": model, "cycles": place + 1, "x0": value, "n": len(images)}
+                         for place, value in enumerate(power)])  # yapf: disable
+
+
+def generated(denoiser: Denoiser, sampler: str, seeds: Sequence[int]) -> Tensor:
+    shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
+    latents, labels = draw_latents(seeds, shape, denoiser.label_dim)
+    with torch.inference_mode():
+        return parse_sampler(sampler)(denoiser, latents, labels=labels)
+
+
+def direction(steps: pd.DataFrame) -> pd.DataFrame:
+    """Of each step the mean number of cycles of what it changed, weighted by power times modes; the
+    sign of its rank correlation with the step says whether fine structure comes last."""
+    changed = steps.dropna(subset=["change"])
+    power = changed["change"] * changed["cycles"]  # a ring has about as many modes as cycles
+    keys = [changed["model"], changed["step"], changed["sigma"]]
+    centre = (power * changed["cycles"]).groupby(keys).sum() / power.groupby(keys).sum()
+    return centre.rename("cycles").reset_index()
