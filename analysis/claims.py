@@ -15,6 +15,7 @@ from analysis.verdicts import HIGHER, LOWER, OPEN, intervals, verdict
 HOLDS, FAILS, ABSENT = "holds", "does not hold", "not measured here"
 STEADY = 1.25  # a distance that changes by less than this factor "hardly moves"
 EXTENT = 1.5  # least ratio of a block's largest to its smallest activation that makes a peak
+CLEAR = 0.5  # least rank correlation that gives a direction
 Tables = Mapping[str, pd.DataFrame]  # by the figure's name, such as fig02_rel_fid
 
 
@@ -78,7 +79,12 @@ def _points(tables: Tables, panel: str, kind: str, least: float) -> pd.DataFrame
     """The distances of a kind in a panel of Figure 2, each point as a run of its own."""
     table = tables.get("fig02_rel_fid", pd.DataFrame(columns=["panel", "kind", "x"]))
     rows = table[(table["panel"] == panel) & (table["kind"] == kind) & (table["x"] >= least)]
-    return rows.assign(run=rows["x"].map(lambda x: f"{x:g}"), sampler="", against=kind, images=0)
+    names = rows["x"].map(lambda x: _point(panel, x))
+    return rows.assign(run=names, sampler="", against=kind, images=0)
+
+
+def _point(panel: str, x: float) -> str:
+    return f"K = {x:g}:" if panel == "A1" else f"sigma {x:g}:"
 
 
 def _grows(panel: str, least: float) -> Callable[[Tables], Finding]:
@@ -87,7 +93,7 @@ def _grows(panel: str, least: float) -> Callable[[Tables], Finding]:
         rows = _points(tables, panel, "rel", least)
         if rows["x"].nunique() < 2:
             return Finding(ABSENT, f"fewer than two points in panel {panel}")
-        return _ratio(rows, f"{rows['x'].max():g}", f"{rows['x'].min():g}", HIGHER)
+        return _ratio(rows, _point(panel, rows["x"].max()), _point(panel, rows["x"].min()), HIGHER)
 
     return check
 
@@ -97,7 +103,7 @@ def _steady(panel: str, least: float) -> Callable[[Tables], Finding]:
         rows = _points(tables, panel, "abs", least)
         if rows["x"].nunique() < 2:
             return Finding(ABSENT, f"fewer than two points in panel {panel}")
-        found = _ratio(rows, f"{rows['x'].max():g}", f"{rows['x'].min():g}", HIGHER)
+        found = _ratio(rows, _point(panel, rows["x"].max()), _point(panel, rows["x"].min()), HIGHER)
         inside = 1 / STEADY <= found.effect <= STEADY
         certain = found.training_seeds > 1 and (found.low > STEADY or found.high < 1 / STEADY)
         said = HOLDS if inside and found.training_seeds > 1 else FAILS if certain else OPEN
@@ -143,6 +149,18 @@ def _peaks(tables: Tables) -> Finding:
     return Finding(said, here, float(extent.median()), float(extent.min()), float(extent.max()))
 
 
+def _frequencies(tables: Tables) -> Finding:
+    """Whether later steps of the sampler change finer structure, by rank correlation."""
+    table = tables.get("spectrum")
+    if table is None:
+        return Finding(ABSENT, "the spectrum has not been measured")
+    centres = table[table["table"] == "centres"]
+    rho = float(centres["cycles"].corr(centres["step"], method="spearman"))
+    here = f"the mean frequency of what a step changes goes from {centres['cycles'].iloc[0]:.2g} " \
+           f"to {centres['cycles'].iloc[-1]:.2g} cycles, rank correlation {rho:+.2f}"
+    return Finding(HOLDS if rho > CLEAR else FAILS if rho < -CLEAR else OPEN, here, rho)
+
+
 def _absent(tables: Tables) -> Finding:
     return Finding(ABSENT, "needs the public checkpoints and the Inception network")
 
@@ -165,6 +183,8 @@ CLAIMS = (
           _finals_check("GDD + CD", "GDD", HIGHER)),
     Claim("4 CD-I", "freezing helps consistency distillation too", "Figure 4A",
           _finals_check("CD-I", "CD", LOWER)),
+    Claim("5 frequencies", "early steps work on low frequencies, late ones on high (2506.09376)",
+          "sources disagree on the direction", _frequencies),
     Claim("headline CIFAR-10", "FID50k of one step", "1.54", _absent),
     Claim("headline AFHQv2", "FID50k of one step", "1.23", _absent),
     Claim("headline FFHQ", "FID50k of one step", "0.85", _absent),

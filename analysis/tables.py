@@ -51,7 +51,8 @@ def of_figures(profile_name: str) -> dict[str, pd.DataFrame]:
     """The tables beside the profile's figures, by their names. Raises ValueError if there are
     none."""
     folder = path("", profile_name).parent
-    found = {file.stem: pd.read_csv(file) for file in sorted(folder.glob("fig*.csv"))}
+    files = [*sorted(folder.glob("fig*.csv")), *folder.glob("spectrum.csv")]
+    found = {file.stem: pd.read_csv(file) for file in files}
     if not found:
         raise ValueError(f"{folder} has no figures yet; `python -m analysis.figures` makes them")
     return found
