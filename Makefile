@@ -4,8 +4,9 @@ PROFILE ?= desk
 VENV    := .venv
 RUN     := $(VENV)/bin/python
 STAMP   := $(VENV)/installed
+INSTALL := $(RUN) -m pip install -q --disable-pip-version-check
 
-.PHONY: figures seeds test test-older-cpus lint bench clean
+.PHONY: figures seeds test test-older-cpus lint bench audit clean
 .DEFAULT_GOAL := figures
 
 figures: $(STAMP)  ## every figure, in figures/$(PROFILE); RETRAIN=1 trains everything from nothing first; ONLY=fig03
@@ -34,6 +35,17 @@ lint: $(STAMP)
 bench: $(STAMP)  ## ours against named peers, as ratios in one run
 	$(RUN) -m pytest benchmarks -o testpaths=benchmarks -s
 
+audit: $(STAMP)  ## known holes in what requirements.lock pins; without a network it only warns
+	@found=$$($(RUN) -m pip_audit --disable-pip --require-hashes -r requirements.lock 2>&1); code=$$?; \
+	told=$$(echo "$$found" | grep -v "could not be audited" | cut -c 1-200); \
+	skipped=$$(echo "$$found" | grep -c "could not be audited"); \
+	case "$$code $$found" in \
+	0*) echo "$$told" | head -n 1; \
+		test $$skipped = 0 || echo "warning: of $$skipped packages nobody could be asked" ;; \
+	*"known vulnerabilit"*) echo "$$told"; exit 1 ;; \
+	*) echo "$$told" | tail -n 1; echo "warning: nothing was audited" ;; \
+	esac
+
 clean:  ## everything but trained runs
 	rm -rf $(VENV) figures/smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -42,6 +54,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.lock
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	$(INSTALL) --require-hashes --only-binary :all: -r requirements.lock
+	PYTHONWARNINGS=ignore $(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@

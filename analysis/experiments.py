@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from analysis.extractors import evaluator, extractor, new_classifier
+from gdd.cli import end_with_parent
 from gdd.config import Keep, TrainConfig
 from gdd.data.images import Images, open_images
 from gdd.denoiser import Denoiser
@@ -102,6 +103,7 @@ def as_ready(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]],
 
 
 def _die_quietly() -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says that it was stopped, once
 
 

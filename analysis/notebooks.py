@@ -14,14 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from gdd.files import ROOT, scratch, write_atomically
 from gdd.profiles import profile
+from gdd.reading import read_json
 from gdd.training.start import digest
 
 LIMIT_S = 1800  # of one notebook, on the clock
 _PLAIN = re.compile(r"\x1b\[[0-9;]*m")  # colours of a traceback
+
+
+class Record(TypedDict):
+    """Digests of what a notebook was made from and of what it made."""
+
+    inputs: dict[str, str]
+    made: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -87,17 +95,17 @@ def stale(task: Task) -> str:
     if not task.executed.is_file() or not task.record.is_file():
         return "it has not been made yet"
     try:
-        record = json.loads(task.record.read_text())
+        record = read_json(task.record.read_bytes(), Record, task.record.name)
         before, made = record["inputs"], record["made"]
         for name, found in inputs(task).items():
             if before.get(name) != found:
                 return f"{name} has changed"
         for name, found in made.items():
             path = task.folder / name
-            if not path.is_file() or _digest(path) != found:
+            if path.parent != task.folder or not path.is_file() or _digest(path) != found:
                 return f"{name} is missing or was changed"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{task.record.name} is damaged"
+    except (ValueError, OSError) as error:
+        return f"its record is damaged: {error}"
     return ""
 
 
@@ -107,6 +115,7 @@ def execute(task: Task, threads: int = 1) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
+    from zmq.error import ZMQError
 
     known, failed = inputs(task), task.executed.with_suffix(".failed.ipynb")
     before = _states(task)
@@ -119,7 +128,10 @@ def execute(task: Task, threads: int = 1) -> None:
     with scratch() as folder:
         partial, kernel = folder / "notebook.ipynb", {}
         if os.name == "posix":  # not open to other users
-            kernel = {"KernelManager": {"transport": "ipc", "ip": str(folder / "kernel")}}
+            kernel = {
+                "KernelManager": {
+                    "transport": "ipc", "ip": str(folder / "kernel"), "connection_file": str(
+                        folder / "kernel.json")}}
         try:
             with _limited(LIMIT_S):
                 notebook = papermill.execute_notebook(str(source(
@@ -127,10 +139,14 @@ def execute(task: Task, threads: int = 1) -> None:
                                                       progress_bar=sys.stderr.isatty(),
                                                       start_timeout=120, config=Config(kernel))
         except PapermillExecutionError as error:
+            if error.ename == "KeyboardInterrupt":
+                raise KeyboardInterrupt from None
             write_atomically(failed, partial.read_bytes())
             trace = "\n".join(_PLAIN.sub("", line) for line in error.traceback)
             raise RuntimeError(f"{task.notebook} failed in cell {error.exec_count}: {error.ename}: "
                                f"{error.evalue}; see {failed}\n{trace}") from None
+        except ZMQError as error:  # of the kernel's sockets
+            raise RuntimeError(f"{task.notebook} could not be run: {error}") from None
         except TimeoutError:
             write_atomically(failed, partial.read_bytes())
             raise RuntimeError(f"{task.notebook} took more than {LIMIT_S} s and was stopped; see "

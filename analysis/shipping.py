@@ -83,7 +83,7 @@ def _list(profile_name: str, names: list[str]) -> None:
         path = chosen.shipped / f"{name}.safetensors"
         entry: dict[str, Any] = {"digest": file_digest(path)}
         if name in chosen.classifiers:
-            entry |= {"accuracy": checkpoint.read_metadata(path)["accuracy"]}
+            entry |= {"accuracy": checkpoint.read_metadata(path).get("accuracy")}
         else:
             entry |= _described(name, profile_name)
         listed[f"{chosen.name}/{name}"] = entry

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from gdd.cli import run_cli
 from gdd.config import Precision
+from gdd.reading import quoted
 from gdd.training import command
 from gdd.training.command import Train
 
@@ -153,6 +154,10 @@ def sample(args: Sample) -> None:
     denoiser, metadata = checkpoint.load_with_metadata(checkpoint.locate(args.ckpt))
     if args.n < 1 or args.zoom < 1:
         raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
+    pixels = args.n * ((denoiser.resolution + 2) * args.zoom)**2  # each has a frame
+    if pixels > 1 << 26:
+        raise ValueError(f"n {args.n} and zoom {args.zoom} make a picture of {pixels:,} pixels; "
+                         f"the largest has {1 << 26:,}")
     if args.label is not None and not 0 <= args.label < denoiser.label_dim:
         raise ValueError("label must be a class of the network, which has "
                          f"{denoiser.label_dim or 'none'}; got {args.label}")
@@ -177,7 +182,8 @@ def describe(name: str) -> None:
     origin = f", {metadata['class']} of NVIDIA's format" if "class" in metadata else ""
     print(f"{path}: {kind}, epsilon {denoiser.epsilon:g}, "
           f"weights {metadata.get('weights', 'unknown')}{origin}")
-    print(f"network: {denoiser.config.get('model_type', 'DhariwalUNet')} {denoiser.config}")
+    kind = denoiser.config.get("model_type", "DhariwalUNet")
+    print(f"network: {kind} {quoted(denoiser.config, 400)}")
     print(f"{denoiser.resolution}x{denoiser.resolution} pixels, {denoiser.channels} channels, "
           f"{denoiser.label_dim} labels")
     print(f"{denoiser.num_parameters():,} parameters, file digest {digest(path)}")
@@ -186,7 +192,9 @@ def describe(name: str) -> None:
     if "source" in metadata:
         print("made from {file} with digest {digest}".format(**metadata["source"]))
     if "train" in metadata:
-        print(f"trained on {metadata['images_seen']:,} images: {metadata['train']}")
+        print(f"trained on {metadata['images_seen']:,} images:")
+        for field, value in metadata["train"].items():
+            print(f"  {field}: {quoted(value, 400)}")
 
 
 def convert(args: Convert) -> None:

@@ -1,11 +1,19 @@
 """What the commands share: typed arguments in, one clear line and exit code 2 on bad input."""
 
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tyro
+
+from gdd.reading import quoted
+
+# characters of a message, so that its line stays below 500, and of its end, which says a way on
+_MOST, _END = 480, 150
 
 
 def run_cli(arguments: Any, main: Callable[[Any], None],
@@ -13,9 +21,10 @@ def run_cli(arguments: Any, main: Callable[[Any], None],
     """Parse `arguments` (a dataclass, or a union of them) from the command line and call `main`
     with the result; `parse(words, prog)` is for what tyro alone cannot parse.
 
-    ValueError and OSError are the user's input: their message is printed, exit code 2. RuntimeError
-    and FloatingPointError are a run that failed: exit code 1. GDD_DEBUG=1 shows the traceback
-    instead.
+    ValueError and OSError are the user's input: their message is printed, exit code 2.
+    RuntimeError, FloatingPointError and MemoryError are a run that failed: exit code 1. GDD_DEBUG=1
+    shows the traceback instead. A command that leaves something worth knowing says so with
+    `on_interrupt`.
     """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = module.name.removesuffix(".__main__") if module else sys.argv[0]
@@ -28,12 +37,48 @@ def run_cli(arguments: Any, main: Callable[[Any], None],
         _fail(error, 2)
     except (RuntimeError, FloatingPointError) as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where the last tick was saved")
+    except MemoryError as error:
+        _fail(error, 1, "not enough memory")
+    except KeyboardInterrupt as stop:
+        print(one_line(stop) or "stopped; nothing was written by halves", file=sys.stderr)
+        sys.exit(130)  # as shells say it
 
 
-def _fail(error: Exception, code: int) -> None:
+@contextmanager
+def on_interrupt(tell: Callable[[], str]) -> Iterator[None]:
+    """A Ctrl-C in here is a KeyboardInterrupt with what `tell()` says then, unless another has said
+    more before."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or tell()) from None
+
+
+def end_with_parent() -> None:
+    """Let this process, one of a pool, end when its parent is killed: else it would finish what it
+    does, unheard, keep the folder locked, and then wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def one_line(text: Any) -> str:
+    """A message as it may be printed: no line break or control character, its middle left out where
+    it is long."""
+    words = " ".join(str(text).split())
+    head, tail = (quoted(part, 12 * _MOST) for part in (words[:_MOST + 1], words[-_END:]))
+    return head if len(head) <= _MOST else f"{head[:_MOST - _END - 5]} ... {tail[-_END:]}"
+
+
+def _fail(error: Exception, code: int, otherwise: str = "") -> None:
     if os.environ.get("GDD_DEBUG"):
         raise error
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    said = one_line(error) or otherwise or type(error).__name__
+    print(f"error: {said}", file=sys.stderr)
     sys.exit(code)

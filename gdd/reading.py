@@ -6,13 +6,30 @@ gives every piece of metadata to `typed`, and puts text from a file into a messa
 
 import json
 import math
+import os
+import reprlib
 import stat
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    BinaryIO,
+    Literal,
+    NewType,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
-METADATA = 1 << 26  # bytes of JSON that a file may bring; ImageNet's labels take a quarter
+METADATA = 1 << 26  # bytes of JSON that a file may bring; ImageNet's labels take two thirds
+Line = NewType("Line", str)  # a kind for `typed`: text that may be printed as it is
+_LINE = 300
+_SHORT = reprlib.Repr()  # nested objects can be of any length when they are written out
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 2, 8, 8, 8
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 @dataclass
@@ -20,16 +37,18 @@ class Budget:
     """What one file may make of itself. A charge that goes beyond it is a ValueError."""
 
     bytes: int = 1 << 34
-    entries: int = 1 << 21
+    entries: int = 1 << 22  # ImageNet's labels are 3.9 million pairs, names and classes
     characters: int = METADATA
 
     def charge(self, *, bytes: int = 0, entries: int = 0, characters: int = 0) -> None:
-        asked = {"bytes": bytes, "entries": entries, "characters": characters}
-        for name, amount in asked.items():
-            left = getattr(self, name) - amount
-            if amount < 0 or left < 0:
-                raise ValueError(f"it asks for {amount:,} {name} more than a file of its kind may")
-            setattr(self, name, left)
+        if not (0 <= bytes <= self.bytes and 0 <= entries <= self.entries
+                and 0 <= characters <= self.characters):
+            asked = {"bytes": bytes, "entries": entries, "characters": characters}
+            name = next(n for n, x in asked.items() if not 0 <= x <= getattr(self, n))
+            raise ValueError(f"it asks for {asked[name]:,} {name} more than a file of its kind may")
+        self.bytes -= bytes
+        self.entries -= entries
+        self.characters -= characters
 
 
 def open_regular(path: Path | str) -> BinaryIO:
@@ -47,10 +66,31 @@ def open_regular(path: Path | str) -> BinaryIO:
     return Path(path).open("rb")
 
 
-def read_json(content: bytes, kind: Any, what: str) -> Any:
-    """JSON of the given kind, as `typed` has it. Raises ValueError beginning with `what`."""
+def read_regular(path: Path | str, most: int) -> bytes:
+    """All of a regular file; raises as `open_regular`, and ValueError where it has more than `most`
+    bytes."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{quoted(path)} has more than {most:,} bytes")
+    return content
+
+
+def json_values(content: bytes) -> int:
+    """At least as many names and values as JSON text holds, but for the outermost: each takes up to
+    70 bytes of memory, however short it is written."""
+    return sum(content.count(mark) for mark in (b",", b":", b"[", b"{"))
+
+
+def read_json(content: bytes, kind: Any, what: str, budget: Budget | None = None) -> Any:
+    """JSON of the given kind, as `typed` has it, charged to `budget` before it is parsed. Raises
+    ValueError beginning with `what`."""
     if len(content) > METADATA:
         raise ValueError(f"{what} has {len(content):,} bytes of JSON; {METADATA:,} are the most")
+    try:
+        (budget or Budget()).charge(entries=json_values(content))
+    except ValueError as error:
+        raise ValueError(f"{what} is JSON too large: {error}") from None
     try:
         value = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -64,8 +104,8 @@ def _refuse(constant: str) -> Any:
 
 def typed(value: Any, kind: Any, what: str) -> Any:
     """`value`, if it is of the annotated kind: plain types, X | None, Literal, list[X],
-    dict[str, X], tuple[X, ...] of a list, TypedDict. Ints count as floats, which must be finite.
-    Raises ValueError naming the place, the value and what is allowed."""
+    dict[str, X], tuple[X, ...] of a list, TypedDict, and `Line`. Ints count as floats, which must
+    be finite. Raises ValueError naming the place, the value and what is allowed."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -81,6 +121,8 @@ def typed(value: Any, kind: Any, what: str) -> Any:
             return _typed_fields(value, kind, what)
     elif origin in (list, tuple):
         if isinstance(value, (list, tuple)):
+            if arguments[0] is Any:
+                return origin(value)
             items = [typed(item, arguments[0], f"{what}[{i}]") for i, item in enumerate(value)]
             return items if origin is list else tuple(items)
     elif origin is dict:
@@ -89,7 +131,7 @@ def typed(value: Any, kind: Any, what: str) -> Any:
                     for key, item in value.items()}  # yapf: disable
     elif _matches(value, kind):
         return value
-    raise ValueError(f"{what} must be {_described(kind)}; got {quoted(repr(value))}")
+    raise ValueError(f"{what} must be {_described(kind)}; got {shown(value)}")
 
 
 def _typed_fields(value: dict[str, Any], kind: Any, what: str) -> dict[str, Any]:
@@ -105,21 +147,25 @@ def _matches(value: Any, kind: Any) -> bool:
     """Whether a value has the outer shape of a kind."""
     if kind is None or kind is type(None):
         return value is None
+    if type(value) is int and not -1 << 63 <= value < 1 << 63:
+        return False  # JSON and pickles have integers of any length
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
+    if kind is Line:
+        return type(value) is str and len(value) <= _LINE and value.isprintable()
     if kind in (int, str, bool):
         return type(value) is kind
     origin = get_origin(kind)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple))
     if origin is Literal:
-        return value in get_args(kind)
+        return type(value) in (str, int) and value in get_args(kind)
     return isinstance(value, dict)
 
 
 def _described(kind: Any) -> str:
     words = {int: "an integer", float: "a finite number", str: "text", bool: "true or false",
-             type(None): "nothing"}  # yapf: disable
+             type(None): "nothing", Line: "a short line of text"}  # yapf: disable
     if kind in words:
         return words[kind]
     origin, arguments = get_origin(kind), get_args(kind)
@@ -130,8 +176,22 @@ def _described(kind: Any) -> str:
     return "a list" if origin in (list, tuple) else "a mapping of names"
 
 
+def shown(value: Any) -> str:
+    """A value from a file as it may be printed: its beginning, however deep it is nested."""
+    try:
+        return quoted(_SHORT.repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"a large {type(value).__name__}"
+
+
 def quoted(text: Any, most: int = 200) -> str:
-    """Text from a file as it may be printed: one line, no control characters, not long."""
+    """Text from a file as it may be printed: one line, no control characters, not long; of a path
+    the end."""
+    if not isinstance(text, (str, os.PathLike, BaseException)):
+        return shown(text)
+    plain = str(text)
+    if isinstance(text, os.PathLike) and len(plain) > most:
+        plain = f"...{plain[3 - most:]}"
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode()
-                    for c in str(text)[:most + 1])  # yapf: disable
+                    for c in plain[:most + 1])  # yapf: disable
     return plain if len(plain) <= most else f"{plain[:most]}..."

@@ -9,14 +9,18 @@ audit hooks tell), or memory far beyond the file's size. With `atheris` installe
 """
 
 import io
+import json
+import os
 import pickle
 import pickletools
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import edm_files
@@ -145,6 +149,43 @@ def attempt(content: bytes, path: Path, *, watch: bool = True) -> str:
         WATCHED.on = False
     assert not WATCHED.events, WATCHED.events
     return outcome
+
+
+_BOUNDED = """
+import importlib, json, pathlib, re, sys, time
+status = pathlib.Path("/proc/self/status")  # getrusage would count the parent's peak
+module, name, *paths = sys.argv[1:]
+function = getattr(importlib.import_module(module), name)
+for path in paths:
+    start, outcome = time.process_time(), "read"
+    try:
+        function(path)
+    except (ValueError, FileNotFoundError) as error:
+        outcome = str(error)
+    peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else [0, 0]
+    took = time.process_time() - start
+    print(json.dumps([path, outcome, took, int(peak[1]) >> 10]), flush=True)
+"""
+
+
+def bounded(function: str, paths: Sequence[Path], *, seconds: float = 10,
+            megabytes: int = 1000) -> dict[str, str]:
+    """What `module:function` says of each file, by its name, in a process of its own: `read`, or
+    one ValueError or FileNotFoundError. Raises AssertionError where it takes longer, or more
+    memory, or says what no terminal should be given."""
+    command = [sys.executable, "-c", _BOUNDED, *function.split(":"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 2 * len(paths),
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+                          cwd=Path(__file__).parent)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(paths), (paths[len(found)], done.stderr[-2000:])
+    for path, outcome, took, peak in found:
+        assert took < seconds, (path, took)
+        assert peak < megabytes, (path, peak)
+        assert outcome.isprintable(), (path, outcome)
+        assert len(outcome) <= 500, (path, outcome)
+        assert outcome == "read" or Path(path).name in outcome, (path, outcome)
+    return {Path(path).name: outcome for path, outcome, *_ in found}
 
 
 def main(seconds: float, seed: int) -> None:

@@ -9,6 +9,7 @@ import pickle
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import torch
 from test_data import png
 
 from analysis import figures
+from gdd import cli
 from gdd.profiles import presets
 from gdd.weights import checkpoint, zoo
 
@@ -77,7 +79,7 @@ class Evil:
 
 BAD = {
     "missing checkpoint": (["analysis.activations", "--ckpt", "nowhere.safetensors"],
-                           "checkpoint nowhere.safetensors does not exist"),
+                           "nowhere.safetensors does not exist"),
     "near name": (["analysis.activations", "--ckpt", "gddi"],
                   "gddi does not exist, and no shipped weights are called so; did you mean gdd"),
     "text checkpoint": (["analysis.activations", "--ckpt", "{}/notes.txt"],
@@ -104,7 +106,7 @@ BAD = {
                    "holds a digits-backbone classifier, not a denoiser"),
     "figures profile": (["analysis.figures", "--profile", "moon"], "profile must be one of "),
     "unknown notebook": (["analysis.figures", "--only", "fig99"],
-                         "figure must be one of fig02, fig03, fig04; got 'fig99'"),
+                         "got 'fig99'; did you mean fig0"),
     "unknown parameter": (["analysis.figures", "--only", "fig03", "-p", "stepz=3"],
                           "got 'stepz'; did you mean steps?"),
     "sampler": (["gdd", "sample", "--ckpt", "teacher", "--sampler", "dpm", "--out", "{}/s.png"],
@@ -256,7 +258,7 @@ def test_activations_of_a_shipped_generator(tmp_path, monkeypatch):
     assert done.stderr == ""  # no progress bar where nobody watches
     folder = tmp_path / "smoke" / "explore"
     assert sorted(path.name for path in folder.iterdir()) == [
-        f"activations-gdd-i.{kind}" for kind in ("csv", "pdf", "png")]
+        f"activations-gdd-i.{kind}" for kind in ("csv", "pdf", "png", "txt")]
     table = pd.read_csv(folder / "activations-gdd-i.csv")
     assert set(table["n"]) == {16}  # the profile's
 
@@ -370,3 +372,104 @@ def test_shipped_runs_are_found_by_name(tmp_path):
     assert checkpoint.locate("desk/two-step-0.2") == zoo.path("two-step-0.2")
     (tmp_path / "mine").touch()
     assert checkpoint.locate(tmp_path / "mine") == tmp_path / "mine"
+
+
+def stop(command, *arguments, after, cwd, times=1):
+    """Ctrl-C, so many times, once `after` exists; what a person would read."""
+    process = subprocess.Popen([sys.executable, "-u", "-m", command, *map(str, arguments)], cwd=cwd,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not after() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_what_is_true_of_the_command(tmp_path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(15_000):
+            archive.writestr(f"{number}.png", png((8, 8), "L", value=number % 256))
+    done = stop("gdd", "data", "prepare", "many.zip", "out/set.zip", cwd=tmp_path, after=lambda:
+                (tmp_path / "out").exists() and any((tmp_path / "out").iterdir()))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == "stopped; nothing was written by halves"
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+    run = tmp_path / "run"
+    options = ["train", "smoke-gdd-i", "--folder", run, "--total-images", "128000", "--ticks", "1",
+               "--samples", "0", "--no-tensorboard", "--accelerator", "cpu"]  # yapf: disable
+    done = stop("gdd", *options, cwd=tmp_path, after=(run / "config.json").exists, times=2)
+    assert done.returncode in (0, 130), done.stderr  # a step may end between the two
+    if done.returncode:
+        assert done.stderr.splitlines()[-1] == (
+            "stopped at once, before a state was saved; the same command begins anew")
+        assert not (run / "state.safetensors").exists()
+    assert "Traceback" not in done.stderr
+
+
+def fails_with(error, monkeypatch, capsys):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_cli(cli.Any, fail, lambda words, prog: None)
+    (line, ) = capsys.readouterr().err.splitlines()
+    return stopped.value.code, line
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError, KeyboardInterrupt])
+def test_a_message_is_one_printable_line_below_500_characters(kind, monkeypatch, capsys):
+    _, line = fails_with(kind("a\n\x1b[31mb\u202e\x00\r" * 300 + " the way on"), monkeypatch,
+                         capsys)
+    assert line.isprintable()
+    assert len(line) < 500
+    assert line.endswith("the way on")
+    assert "a \\x1b[31mb\\u202e\\x00" in line
+
+
+def test_what_memory_cannot_hold_is_one_line(monkeypatch, capsys):
+    assert fails_with(MemoryError(), monkeypatch, capsys) == (1, "error: not enough memory")
+    assert fails_with(RecursionError("too deep"), monkeypatch, capsys) == (1, "error: too deep")
+    assert fails_with(ValueError(), monkeypatch, capsys) == (2, "error: ValueError")
+
+
+def test_the_innermost_word_on_a_stop_counts(monkeypatch, capsys):
+    with pytest.raises(KeyboardInterrupt, match=r"^inner$"):  # noqa: SIM117
+        with cli.on_interrupt(lambda: "outer"), cli.on_interrupt(lambda: "inner"):
+            raise KeyboardInterrupt
+    assert fails_with(KeyboardInterrupt(), monkeypatch,
+                      capsys) == (130, "stopped; nothing was written by halves")
+    assert fails_with(KeyboardInterrupt("said"), monkeypatch, capsys) == (130, "said")
+
+
+OUTS = {
+    "sample": ["gdd", "sample", "--ckpt", "gdd-i", "--n", "1", "--device", "cpu", "--out"],
+    "convert": ["gdd", "convert", "gdd-i.safetensors"],
+    "prepare": ["gdd", "data", "prepare", "digits.zip"],
+}  # yapf: disable
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+@pytest.mark.parametrize("name", OUTS)
+def test_an_out_that_is_no_plain_file_is_left_as_it_is(name, kind, tmp_path):
+    shutil.copy(zoo.path("teacher"), tmp_path / "teacher.safetensors")
+    shutil.copy(zoo.path("gdd-i"), tmp_path / "gdd-i.safetensors")
+    with zipfile.ZipFile(tmp_path / "digits.zip", "w") as archive:
+        archive.writestr("a.png", png((8, 8), "L"))
+    target = tmp_path / "target.zip"
+    {"folder": target.mkdir, "link": lambda: target.symlink_to("nowhere"),
+     "pipe": lambda: os.mkfifo(target)}[kind]()  # yapf: disable
+    before = target.lstat()
+    done = call(*OUTS[name], target, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (line, ) = done.stderr.splitlines()
+    assert "target.zip" in line
+    assert (target.lstat().st_ino, target.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert not (tmp_path / "nowhere").exists()

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import subprocess
 import threading
 from pathlib import Path
 
@@ -73,11 +74,14 @@ def test_a_whole_file(server, tmp_path):
     assert path == tmp_path / "new" / f"{NAME}.npz"
     assert path.read_bytes() == CONTENT
     assert found == SHA
-    assert origin == f"from {server.url}"
-    assert list(path.parent.iterdir()) == [path]
+    sums = path.parent / "SHA256SUMS"
+    assert origin == (f"from {server.url}; no digest of it is published: noted in {sums}, and "
+                      "compared from now on")
+    assert sums.read_text() == f"{SHA}  {NAME}.npz\n"
+    assert sorted(path.parent.iterdir()) == sorted([path, sums])
     # is there: not fetched again
     again = download(NAME, folder=path.parent, source=server.url)
-    assert again == (path, SHA, "it was there")
+    assert again == (path, SHA, f"it was there, as noted in {sums}")
     assert server.asked == [None]
     with pytest.raises(ValueError, match="is there and has SHA-256"):
         download(NAME, folder=path.parent, sha256="abc")
@@ -100,7 +104,72 @@ def test_a_broken_connection_is_resumed(server, tmp_path, change):
     assert server.asked == [None, f"bytes={kept}-"]
     assert path.read_bytes() == server.content
     assert found == hashlib.sha256(server.content).hexdigest()
-    assert list(tmp_path.iterdir()) == [path]
+    assert {found.name for found in tmp_path.iterdir()} == {path.name, "SHA256SUMS"}
+
+
+def test_what_was_noted_is_compared_ever_after(server, tmp_path):
+    """When it is there, when it is used, and when it is fetched again; as sha256sum reads it."""
+    path = download(NAME, folder=tmp_path, source=server.url)[0]
+    sums = tmp_path / "SHA256SUMS"
+    subprocess.run(["sha256sum", "--check", "--strict", sums.name], cwd=tmp_path, check=True,
+                   capture_output=True)
+    assert require_file(NAME, tmp_path) == path
+    path.write_bytes(CONTENT[:-1] + b"!")
+    for look in (lambda: require_file(NAME, tmp_path), lambda: download(NAME, folder=tmp_path)):
+        with pytest.raises(ValueError, match=rf"but .*SHA256SUMS noted {SHA} when it came first"):
+            look()
+    path.unlink()
+    server.content = CONTENT[::-1]
+    with pytest.raises(ValueError, match=f"SHA256SUMS noted {SHA}"):
+        download(NAME, folder=tmp_path, source=server.url)
+    assert list(tmp_path.iterdir()) == [sums]
+    sums.write_text("\n" + "0" * 64 + " *another.npz")  # nothing of this file, no end of line
+    download(NAME, folder=tmp_path, source=server.url)
+    assert sums.read_text().splitlines()[1:] == [
+        "0" * 64 + " *another.npz", f"{hashlib.sha256(CONTENT[::-1]).hexdigest()}  {NAME}.npz"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"abc  x.npz\n", b"{}", b"\0" * 100])
+def test_a_damaged_list_of_digests_is_one_line(server, tmp_path, content):
+    (tmp_path / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(ValueError, match=r"SHA256SUMS: line 1 is no digest and name: ") as caught:
+        download(NAME, folder=tmp_path, source=server.url)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / f"{NAME}.npz").exists()
+
+
+def test_a_list_that_cannot_be_written_costs_a_word(tmp_path):
+    (tmp_path / f"{NAME}.npz").write_bytes(CONTENT)
+    (tmp_path / "SHA256SUMS").symlink_to("nowhere")
+    said = download(NAME, folder=tmp_path)[2]
+    assert "SHA256SUMS could not be written (a link is there; name another file" in said
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_two_that_fetch_one_file_do_not_mix(server, tmp_path):
+    partial = tmp_path / f"{NAME}.npz.part"
+    with module._alone(partial), pytest.raises(OSError, match="another process is fetching it"):
+        download(NAME, folder=tmp_path, source=server.url)
+    assert list(tmp_path.iterdir()) == []  # nothing had come
+    assert download(NAME, folder=tmp_path, source=server.url)[1] == SHA
+
+
+def test_a_stopped_download_says_where_it_goes_on(server, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_fetch", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped; what came is in .*npz\.part"):
+        download(NAME, folder=tmp_path, source=server.url)
+
+
+@pytest.mark.parametrize("name",
+                         [f"{NAME}.npz", f"{NAME}.npz.part", f"{NAME}.npz.part.etag", "SHA256SUMS"])
+def test_nothing_is_written_through_a_link(server, tmp_path, name):
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(OSError, match=rf"cannot write .*{name}: a link is there"):
+        download(NAME, folder=tmp_path, source=server.url)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_partial_file_that_is_whole(server, tmp_path):
@@ -170,6 +239,7 @@ def test_imagenet_weights_by_pip(tmp_path, name, palace, daisy):
     if packaged.installed(name) is None:
         pytest.skip(f"{packaged.PACKAGES[name].name} is not installed")
     path, _, origin = download(name, folder=tmp_path)
+    origin = origin.partition(";")[0]
     assert origin == f"from the installed package {packaged.PACKAGES[name].name} 0.1.0"
     assert path == tmp_path / f"{name}.safetensors"
     assert checkpoint.read_metadata(path)["origin"] == origin

@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from analysis import activation_plots, figures, plots
+from analysis import activation_plots, figures, gallery, notebooks, plots
 
 mpl.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def test_only_the_committed_figures_parameters_write_to_its_folder(tmp_path):
 @pytest.mark.parametrize("key", figures.FIGURES)
 def test_notebooks_have_the_parameters_that_the_command_knows(key):
     figure = figures.FIGURES[key]
-    notebook = nbformat.read(figures.notebook_path(figure.notebook), as_version=4)
+    notebook = nbformat.read(notebooks.source(figure.notebook), as_version=4)
     (cell, ) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     found: dict = {}
     exec(cell.source, found)  # literals only, as tests/test_structure.py asserts
@@ -65,7 +65,6 @@ def test_parameters_are_read_as_literals():
 
 @pytest.mark.slow
 def test_a_failed_execution_leaves_the_last_good_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
     good = tmp_path / "smoke" / "notebooks" / "broken.ipynb"
     good.parent.mkdir(parents=True)
     good.write_text("the last good one")
@@ -76,18 +75,19 @@ def test_a_failed_execution_leaves_the_last_good_one(tmp_path, monkeypatch):
             nbformat.v4.new_code_cell("1 / 0")])
     source = tmp_path / "broken.ipynb"
     nbformat.write(notebook, source)
-    monkeypatch.setattr(figures, "notebook_path", lambda name: source)
+    monkeypatch.setattr(notebooks, "source", lambda name: source)
     with pytest.raises(RuntimeError, match="broken failed in cell 3: ZeroDivisionError"):
-        figures.execute(figures.Figure("broken", (), {}), "smoke", {})
+        notebooks.execute(notebooks.Task("broken", "smoke", {}, [], tmp_path / "smoke"))
     assert good.read_text() == "the last good one"
     assert "ZeroDivisionError" in good.with_name("broken.failed.ipynb").read_text()
 
 
 def test_the_gallery_shows_a_folders_figures(tmp_path):
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "fig02_rel_fid.ipynb").touch()
     for name in ("fig02_rel_fid", "fig<"):
         (tmp_path / f"{name}.png").write_bytes(b"")
-    figures.write_gallery(tmp_path)
+    gallery.write_page(tmp_path, "Figures")
     page = (tmp_path / "index.html").read_text()
     assert '<img src="fig02_rel_fid.png"' in page
     assert 'href="notebooks/fig02_rel_fid.ipynb"' in page
@@ -95,6 +95,7 @@ def test_the_gallery_shows_a_folders_figures(tmp_path):
 
 
 def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
+    from analysis import measurements
     from gdd.profiles import profile
     from gdd.training.start import digest
 
@@ -104,6 +105,7 @@ def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
     todays = digest(profile("desk"), "gdd@1")
     rows = [("gdd", 1, todays, 1.0), ("gdd", 2, "another", 2.0), ("gdd-i", 1, todays, 3.0)]
     table = pd.DataFrame(rows, columns=["run", "training_seed", "digest", "distance"])
+    table = table.assign(against="data", metric=measurements.metric("desk"))
     table.to_csv(tmp_path / "desk" / "seeds.csv", index=False)
     assert figures.read_seeds("desk")["distance"].tolist() == [1.0]
 
@@ -136,3 +138,49 @@ def test_bars_span_training_seeds_or_the_ranges_of_a_single_one():
 def test_executed_notebooks_hold_no_path_of_the_machine():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert str(ROOT) not in json.dumps(json.loads(path.read_text()))
+
+
+ODD = {
+    "steps=x": "steps must be an integer; got 'x'", "steps=1.5": "steps must be an integer; got 1",
+    "steps=True": "steps must be an integer", "steps=0": "steps must be from 1 to 1,000,000; got",
+    "steps=10**9": "steps must be an integer", "steps=1e9": "steps must be an integer",
+    "steps=99999999": "steps must be from 1 to", "n_images=-1": "n_images must be from 0 to",
+    "n_images=None": "n_images must be an integer", "n_images=": "n_images must be an integer",
+    "n_images={[]: 1}": "n_images must be an integer",
+    "n_images=" + "(" * 900: "n_images must be an integer",
+    "n_images=" + "9" * 5000: "n_images must have at most 1,000 characters",
+    "n_images=\x1b[31m\n": r"got '\\x1b\[31m",
+}  # yapf: disable
+ODD_LISTS = {
+    "solver_steps=2": "solver_steps must be a list; got 2", "solver_steps=[]": "must be from 1 to",
+    "solver_steps=[2, 'x']": r"solver_steps\[1\] must be an integer; got 'x'",
+    "solver_steps=[[2]]": r"solver_steps\[0\] must be an integer",
+    "solver_steps=[0]": "solver_steps must be from 1 to",
+}  # yapf: disable
+
+
+@pytest.mark.parametrize(("key", "pair", "message"), [("fig03", *case) for case in ODD.items()] + [
+    ("fig02", *case) for case in ODD_LISTS.items()], ids=lambda value: value[:20])
+def test_a_parameter_of_a_wrong_kind_is_one_line(key, pair, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        figures._parameters([pair], {key: figures.FIGURES[key]})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_text_stays_text_and_lists_are_lists():
+    chosen = {key: figures.FIGURES[key] for key in ("fig02", "fig03")}
+    only = {"fig03": chosen["fig03"]}
+    assert figures._parameters(["run=9", "part='a b'", "output=True"], only) == {
+        "run": "9", "part": "a b", "output": "True"}
+    assert figures._parameters(["solver_steps=(2, 9)"], {"fig02": chosen["fig02"]}) == {
+        "solver_steps": [2, 9]}
+
+
+def test_an_explored_folder_has_a_name_that_fits(tmp_path):
+    usual = figures.FIGURES["fig02"].parameters
+    names = {
+        figures.output_folder("fig02", "desk", **usual | {"solver_steps": [*range(1, most)]}).name
+        for most in (150, 151)}
+    assert len(names) == 2
+    assert max(map(len, names)) < 100

@@ -1,15 +1,19 @@
 """Data sets in and out: what is prepared is what EDM's tool would have made, and what is wrong is
 named."""
 
+import gzip
 import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
 
+import edm_files
+import fuzz_pickle
 import numpy as np
 import pytest
 import torch
@@ -289,3 +293,191 @@ def test_the_real_cifar_training_set():
     assert report.problems == []
     assert report.shapes == {(3, 32, 32): 50_000}
     assert set(report.labels.values()) == {5000}
+
+
+# --- hostile files: of another format, or of more than they seem
+
+
+def tiny(kind, **options):
+    return encoded(Image.new("RGB", (8, 8), 3), kind, **options)
+
+
+OTHERS = {
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n",
+    "ppm16": b"P6 8 8 65535\n" + bytes(8 * 8 * 6), "ppm": tiny("ppm"), "gif": tiny("gif"),
+    "tiff": tiny("tiff"), "ico": tiny("ico"), "tga": tiny("tga"), "pcx": tiny("pcx"),
+    "dib": tiny("dib"), "sgi": tiny("sgi"), "pdf": tiny("pdf"), "text": b"hello",
+    "wmf": b"\xd7\xcd\xc6\x9a\0\0" + bytes(100), "none": b"",
+}  # yapf: disable
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("rgb", [False, True])
+def test_only_four_decoders_are_ever_asked(name, rgb, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)
+    monkeypatch.setattr("subprocess.check_call", None)
+    sources = [write_folder(tmp_path / "folder", {"x.png": OTHERS[name]}),
+               write_zip(tmp_path / "a.zip", {"x.png": OTHERS[name]})]  # yapf: disable
+    for source in sources:
+        with pytest.raises(
+                ValueError,
+                match=r"x\.png cannot be read as an image: only PNG, JPEG, WebP and BMP"):
+            prepare(source, tmp_path / "out.zip", rgb=rgb)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp"])
+def test_the_four_are_read_under_any_of_their_names(kind, tmp_path):
+    path = write_zip(tmp_path / "a.zip", {f"x{s}": tiny(kind) for s in pictures.SUFFIXES})
+    assert open_images(path).images.shape == (5, 3, 8, 8)
+
+
+def scanned(times, side):
+    """A progressive JPEG whose last scan is repeated."""
+    content = encoded(Image.new("RGB", (side, side)), "jpeg", progressive=True)
+    last = content.rfind(b"\xff\xda")
+    return content[:last] + content[last:-2] * times + content[-2:]
+
+
+def listing(entries, length):
+    """A zip of one file that its list of entries names many times."""
+    stored = b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 0, 0, 0, 0, length,
+                                     0) + bytes(length)
+    entry = b"PK\1\2" + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, *[0] * 7, length, *[0] * 6)
+    listed = b"".join(entry + f"{k:05x}.png"[:length].encode() for k in range(entries))
+    end = struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, len(listed), len(stored), 0)
+    return stored + listed + b"PK\5\6" + end
+
+
+def packed(content, method=zipfile.ZIP_DEFLATED):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", method) as archive:
+        for name, part in content.items():
+            archive.writestr(name, part)
+    return made.getvalue()
+
+
+def archived(*members):
+    """A .tar.gz of (name, type, content or only its size)."""
+    content = b""
+    for name, kind, part in members:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, f"{BATCH}2"
+        member.size = part if isinstance(part, int) else len(part)
+        content += member.tobuf(tarfile.USTAR_FORMAT)
+        content += b"" if isinstance(part, int) else part + bytes(-len(part) % 512)
+    return gzip.compress(content, 1)
+
+
+BATCH, FILE, LINK, HARD, PAX, LONG = "cifar-10-batches-py/data_batch_", b"0", b"2", b"1", b"x", b"L"
+
+
+def listed(text):
+    return packed({"a.png": GOOD, "dataset.json": b'{"labels": [' + text + b"]}"})
+
+
+HUGE = {
+    "json-objects.zip": (lambda: listed(b"{}," * 10_000_000 + b"1"), "JSON too large"),
+    "json-lists.zip": (lambda: listed(b"[]," * 10_000_000 + b"1"), "JSON too large"),
+    "json-long.zip": (lambda: listed(b" " * 500_000_000), "unpacks to 500,000,0.. bytes"),
+    "json-64.zip": (lambda: listed(b" " * 80_000_000), "80,000,0.. bytes of JSON"),
+    "json-pairs.zip": (lambda: listed(b",".join(b'["%d",1]' % k for k in range(1_300_000))),
+                       "no label for a.png"),
+    "json-number.zip": (lambda: listed(b'["a.png", ' + b"9" * 4000 + b"]"), "is not a count"),
+    "json-deep.zip": (lambda: listed(b"[" * 100_000), "is not JSON"),
+    "scans.zip": (lambda: packed({"a.jpg": scanned(2000, 5000)}), "it has 20.. scans"),
+    "bzip2.zip": (lambda: packed({"a.png": bytes(120_000_000)}, zipfile.ZIP_BZIP2), "otherwise"),
+    "lzma.zip": (lambda: packed({"a.png": bytes(120_000_000)}, zipfile.ZIP_LZMA), "otherwise"),
+    "zeros.zip": (lambda: packed({"a.png": bytes(120_000_000)}), "only PNG"),
+    "list.zip": (lambda: listing(1_000_000, 5), "its list of entries has 51,000,000 bytes"),
+    "same.zip": (lambda: listing(200_000, 9), "in directory"),
+    "largest.zip": (lambda: packed({"a.png": encoded(Image.new("RGB", (5792, 5792)))}), "^read$"),
+    "largest-bmp.zip": (lambda: packed({"a.bmp": encoded(Image.new("RGB", (5792, 5792)), "bmp")}),
+                        "^read$"),
+    "control.zip": (lambda: packed({"a\x1b]0;x\x07\n.png": b"x"}), r"a\\x1b]0;x\\x07\\n\.png"),
+    "climbing.zip": (lambda: packed({"../\x1b[2Ja.png": b"x"}), "leads out of the archive"),
+    "name.zip": (lambda: packed({"a" * 60_000 + ".png": b"x"}), "aaa... cannot be read"),
+    "links.tar.gz": (lambda: archived(*[(f"{BATCH}{k}", LINK, 0) for k in range(1, 6)]),
+                     "data_batch_1 is not a plain file"),
+    "hard.tar.gz": (lambda: archived((f"{BATCH}1", HARD, 0)), "not a plain file"),
+    "pax.tar.gz": (lambda: archived(("x", PAX, 900 << 20)), "943,718,400 bytes more"),
+    "pax-records.tar.gz": (lambda: archived(("x", PAX, b"11 aaaa=bb\n" * 9_000_000)), "it lacks"),
+    "long-name.tar.gz": (lambda: archived(("x", LONG, b"y" * 90_000_000)), "it lacks data_batch_1"),
+    "members.tar.gz": (lambda: archived(*[("x", FILE, 0)] * 2000), "1 entries more"),
+    "batch.tar.gz": (lambda: archived((f"{BATCH}1", FILE, 3 << 30)), "bytes more"),
+    "short.tar.gz": (lambda: archived((f"{BATCH}1", FILE, 3 << 20)), "data_batch_1 is damaged"),
+    "wide.tar.gz": (lambda: archived((f"{BATCH}1", FILE, b"\x80\x04" + edm_files.text(
+        b"a" * 66_000_000 + "\U0001f600".encode()) + b".")), "letters that are no bytes"),
+}  # yapf: disable
+
+
+def look(path):
+    """`check`, as a reader that raises; run in a process of its own."""
+    if problems := check(path).problems:
+        raise ValueError(problems[0])
+
+
+def test_memory_and_time_are_bounded_before_anything_is_built(tmp_path):
+    for name, (make, _) in HUGE.items():
+        (tmp_path / name).write_bytes(make())
+    outcomes = fuzz_pickle.bounded("test_prepare:look", [tmp_path / name for name in HUGE])
+    for name, (_, message) in HUGE.items():
+        assert re.search(message, outcomes[name]), (name, outcomes[name])
+        (tmp_path / name).unlink()
+
+
+def test_nested_values_in_cifar_batches_are_never_written_out(tmp_path):
+    array = edm_files.name("numpy", "ndarray") + b")R(%b%b" + edm_files.name(
+        "numpy", "dtype") + b"%b\x85R%b%btb"
+    good = [b"K\x01", b"K\x03\x85", edm_files.text("u1"), b"\x89", edm_files.text("abc")]
+    files = []
+    for kind in ("list", "tuple", "dict"):
+        laughs = edm_files.laughs(kind)
+        data = {
+            str(k): array % tuple(laughs if k == j else part for j, part in enumerate(good))
+            for k in range(len(good))}
+        data |= {
+            "data": laughs, "state": edm_files.name("numpy", "ndarray") + b")R" + laughs + b"b"}
+        content = {name: edm_files.mapping({"data": x, "labels": b"]"}) for name, x in data.items()}
+        content["labels"] = edm_files.mapping({"data": array % tuple(good), "labels": laughs})
+        content["key"] = b"}" + laughs + b"Ns"
+        for name, body in content.items():
+            body = b"\x80\x04" + body + b"."
+            files += [tmp_path / f"{name}-{kind}", tmp_path / f"{name}-{kind}.tar.gz"]
+            write_folder(files[-2], {"data_batch_1": body})
+            files[-1].write_bytes(archived((f"{BATCH}1", FILE, body)))
+    outcomes = fuzz_pickle.bounded("gdd.data.pictures:open_pictures", files)
+    assert "read" not in outcomes.values()
+
+
+def test_devices_pipes_and_loops(tmp_path):
+    folder = write_folder(tmp_path / "folder", {"a/0.png": GOOD, "b/1.png": GOOD})
+    for name, target in (("loop", "loop"), ("up", ".."), ("a/here", "."), ("x.png", "x.png"),
+                         ("z.png", "/dev/zero"), ("dataset.json", "/dev/zero")):
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe.png")
+    links = {"zero.zip": "/dev/zero", "zero.tar.gz": "/dev/zero", "loop.zip": "loop.zip"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "pipe.zip")
+    (tmp_path / "batches").mkdir()
+    (tmp_path / "batches" / "data_batch_1").symlink_to(tmp_path / "sparse")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    for name in ("huge.zip", "huge.tar.gz"):
+        (tmp_path / name).symlink_to("sparse")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").symlink_to(tmp_path / "sparse")
+    files = [folder, *(tmp_path / name for name in (
+        *links, "pipe.zip", "batches", "huge.zip", "huge.tar.gz", "one"))]  # yapf: disable
+    outcomes = fuzz_pickle.bounded("test_prepare:look", files)
+    assert outcomes.pop("folder") == "read"
+    for name in ("zero.zip", "zero.tar.gz", "pipe.zip"):
+        assert "is a device, pipe or socket, not a file" in outcomes[name]
+    assert "read" not in outcomes.values()
+    (tmp_path / "sparse").unlink()
+
+
+def test_check_stops_where_nothing_is_right(tmp_path):
+    report = check(write_zip(tmp_path / "a.zip", {f"{k}.png": b"x" for k in range(1200)}))
+    assert len(report.problems) == 1001
+    assert report.problems[-1].endswith("a.zip: nothing was read after these")

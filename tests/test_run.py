@@ -5,9 +5,12 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +21,16 @@ from conftest import TINY, small_backbone, small_denoiser
 from PIL import Image
 from test_trainer import GDD
 
-from gdd import losses
+from gdd import files, losses
 from gdd.config import Keep
 from gdd.data.images import load_digits
 from gdd.denoiser import Denoiser
+from gdd.profiles import profile
 from gdd.training.engine import Engine
 from gdd.training.folder import RunFolder
 from gdd.training.run import run
-from gdd.training.trainer import draw_batch, init_state
+from gdd.training.start import load_backbone, new_backbone
+from gdd.training.trainer import draw, init_state
 from gdd.weights import checkpoint
 
 QUARTERS = Keep(ticks=4)  # GDD takes four steps
@@ -49,6 +54,14 @@ def stop_after(images):
     return evaluate
 
 
+def partial_of_the_dead(name="state.safetensors"):
+    """What a process that is gone called the file it was writing."""
+    code = "from gdd import files; print(files._owner())"
+    owner = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                           cwd=Path(__file__).resolve().parents[1]).stdout.strip()
+    return f".{name}.{owner}.gdd-partial"
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
@@ -58,8 +71,7 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path):
     with pytest.raises(Killed):
         go(folder, evaluate=stop_after(32))
     assert names(folder) == ["config.json", "environment.json", "log.csv", "state.safetensors"]
-    (folder /
-     ".state.safetensors.12-34.partial").write_text("left by a kill in the middle of a write")
+    (folder / partial_of_the_dead()).write_text("left by a kill in the middle of a write")
     killed = go(folder)
     assert whole.read_bytes() == killed.read_bytes()  # weights, log and config
     assert names(folder) == ["config.json", "environment.json", "final.safetensors", "log.csv"]
@@ -292,9 +304,9 @@ def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at,
         go(tmp_path / "always", keep=keep)
 
     state = init_state(GDD, tiny, [backbone])
-    first = draw_batch(state, digits)
+    first = draw(state, digits)
     state.rollbacks = 1
-    second = draw_batch(state, digits)
+    second = draw(state, digits)
     assert torch.equal(first.real, second.real)
     assert not torch.equal(first.latents, second.latents)
 
@@ -312,3 +324,199 @@ def test_data_of_another_size_is_refused(tiny, digits, backbone, tmp_path):
     with pytest.raises(ValueError, match=r"\(3, 8, 8\), the network expects \(1, 8, 8\)"):
         run(tmp_path / "run", GDD, wide, tiny, [backbone])
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_the_runs_own_stays(tmp_path):
+    """Nothing is swept before the config is checked, and then only what killed writers left."""
+    left = partial_of_the_dead()
+    parts = left.split(".")[-2].split("-")
+    ours = files._owner()
+    with pytest.raises(Killed):
+        go(tmp_path / "run", evaluate=stop_after(32))
+    others = [
+        ".a.b-1.0", ".state.safetensors.12-34.partial", ".notes.2024-01.partial", "gdd-partial",
+        f".a.{ours}.gdd-partial", f".a.{'-'.join(['000000', *parts[1:]])}.gdd-partial",
+        ".a.gdd-partial", ".a.x-1-1-1.gdd-partial"]
+    for name in (left, *others):
+        (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        go(tmp_path / "run", dataclasses.replace(GDD, lr=0.5))
+    assert {left, *others} <= {*names(tmp_path / "run")}
+    go(tmp_path / "run")
+    assert {left, *others} & {*names(tmp_path / "run")} == {*others}
+
+
+BAD_CONFIGS = {
+    "not JSON": (b"{", "config.json is not JSON"),
+    "a list": (b"[]", "config.json must be a mapping of names"),
+    "a number of text": (b'{"lr": "x"}', r"config.json: lr must be a finite number; got 'x'"),
+    "NaN": (b'{"lr": NaN}', "NaN is no JSON"),
+    "a list of anything": (b'{"backbones": [1, {}]}', r"config.json: backbones\[0\] must be text"),
+    "depth": (b'{"lr": ' + b"[" * 100_000, "config.json is not JSON"),
+    "zeros": (b"\0" * 1000, "config.json is not JSON"),
+    "a long and strange one": (b'{"objective": "' + b"\\u001b[31m" * 9000 + b'"}',
+                               "objective must be one of"),
+    "another run's": (b'{"lr": 0.25}',
+                      r"holds a run of another config .*; lr: 0.25 there, 0.001 now"),
+}  # yapf: disable
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_config_of_wrong_kinds_is_one_line(case, tmp_path):
+    content, message = BAD_CONFIGS[case]
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        go(tmp_path)
+    assert str(caught.value).isprintable()
+    assert names(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"{}", b"[1]", b'[{"images_seen": "x"}]', b'[{"images_seen": 1e400}]', b"\xff"])
+def test_an_environment_of_wrong_kinds_is_one_line(content, tmp_path):
+    (tmp_path / "environment.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"environment\.json"):
+        go(tmp_path)
+    assert names(tmp_path) == ["environment.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json"])
+def test_a_pipe_in_a_run_folder_is_one_line(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is a device, pipe or socket, not a file"):
+        go(tmp_path)
+
+
+def test_a_final_is_verified_before_the_state_goes(tmp_path):
+    with pytest.raises(Killed):
+        go(tmp_path / "run", evaluate=stop_after(32))
+    whole = go(tmp_path / "whole")
+    content = whole.read_bytes()
+    other = go(tmp_path / "other", dataclasses.replace(GDD, lr=0.002)).read_bytes()
+    state, final = (tmp_path / "run" / f"{name}.safetensors" for name in ("state", "final"))
+    kept = state.read_bytes()
+    early = go(tmp_path / "early", keep=Keep(ticks=4, snapshots=(32, )))
+    snapshot = early.with_name("images-000000032.safetensors").read_bytes()
+    for bad in (b"", content[:-1], content[:100], other, b"\0" * 500, kept, snapshot):
+        final.write_bytes(bad)
+        with pytest.raises(
+                ValueError, match=r"delete .*final.safetensors, and the same command "
+                "goes on from the state beside it"):
+            go(tmp_path / "run")
+        assert state.read_bytes() == kept
+    final.write_bytes(content)
+    assert go(tmp_path / "run") == final
+    assert not state.exists()
+    final.unlink()
+    state.write_bytes(kept)
+    assert go(tmp_path / "run").read_bytes() == content
+
+
+def test_a_final_that_cannot_be_read_back_leaves_the_state(tmp_path, monkeypatch):
+    """Half precision that overflows, for one."""
+    monkeypatch.setattr(checkpoint, "load_with_metadata", broken)
+    with pytest.raises(ValueError, match="not finite; delete "):
+        go(tmp_path)
+    assert {"state.safetensors", "final.safetensors"} <= {*names(tmp_path)}
+
+
+def broken(path):
+    raise ValueError("not finite")
+
+
+def test_a_distance_that_is_not_finite_is_an_empty_place(tmp_path):
+    def evaluate(state):
+        return {"FD": {16: math.nan, 32: 2.0, 48: math.inf, 64: 3.0}[state.images_seen]}
+
+    final = go(tmp_path, evaluate=evaluate, best_by="FD")
+    log = pd.read_csv(tmp_path / "log.csv")["FD"]
+    assert log.isna().tolist() == [True, False, True, False]
+    assert checkpoint.read_metadata(tmp_path / "best.safetensors")["images_seen"] == 32
+    assert "NaN" not in json.dumps(checkpoint.read_metadata(final)["log"])
+
+
+@pytest.mark.parametrize("other", ["folder", "link", "dangling link", "pipe", "device"])
+def test_what_is_no_plain_file_is_never_replaced(other, tmp_path):
+    target, kept = tmp_path / "out.png", tmp_path / "kept"
+    kept.write_bytes(b"kept")
+    if other == "device":
+        target = Path("/dev/null")
+    else:
+        {"folder": lambda: target.mkdir(), "link": lambda: target.symlink_to(kept),
+         "dangling link": lambda: target.symlink_to("nowhere"),
+         "pipe": lambda: os.mkfifo(target)}[other]()  # yapf: disable
+    before = target.lstat()
+    for content in (b"new", lambda path: path.write_bytes(b"new")):
+        with pytest.raises(OSError, match=rf"cannot write {target}: a \w+ is there"):
+            files.write_atomically(target, content)
+    assert (target.lstat().st_ino, target.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert kept.read_bytes() == b"kept"
+    assert sorted(
+        tmp_path.iterdir()) == sorted({kept, target} if target.parent == tmp_path else {kept})
+
+
+def test_what_becomes_a_folder_or_link_meanwhile_is_not_replaced(tmp_path):
+    target = tmp_path / "out"
+
+    def write(partial):
+        partial.write_bytes(b"new")
+        target.symlink_to("nowhere")
+
+    with pytest.raises(OSError, match="a link is there"):
+        files.write_atomically(target, write)
+    assert target.is_symlink()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_writer_sweeps_what_dead_ones_left_in_the_same_folder(tmp_path):
+    left = tmp_path / partial_of_the_dead("x.png")
+    left.write_text("torn")
+    seen = []
+    files.write_atomically(tmp_path / "y.png",
+                           lambda path: seen.extend(tmp_path.iterdir()) or path.write_text("y"))
+    assert left not in seen
+    assert len(seen) == 1  # its own
+    long = tmp_path / ("\N{SNOWMAN}" * 80)  # 240 bytes, of 255
+    files.write_atomically(long, b"x")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "y.png", long])
+
+
+def test_scratch_folders_are_ones_own_and_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MOST_SOCKET", 1000)
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    owner = partial_of_the_dead().split(".")[-2]
+    (tmp_path / f"gdd-scratch-{owner}").mkdir()
+    (tmp_path / "gdd-scratch-mine").mkdir()
+    with files.scratch() as one, files.scratch() as two:
+        assert one != two
+        assert one.stat().st_mode & 0o777 == 0o700
+        assert {*tmp_path.iterdir()} == {one, two, tmp_path / "gdd-scratch-mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["gdd-scratch-mine"]
+
+
+def test_a_scratch_folder_has_room_for_a_sockets_name(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(deep))
+    with files.scratch() as folder, socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(folder / "kernel-ipc-99"))
+
+
+@pytest.mark.parametrize("change", ["another shape", "one too few", "one too many", "infinite"])
+def test_a_classifier_of_other_weights_is_one_line(change, tmp_path):
+    desk = profile("desk")
+    tensors = dict(new_backbone(desk, "digits-backbone").state_dict())
+    first = next(iter(tensors))
+    path = tmp_path / "c.safetensors"
+    checkpoint.write_tensors(path, tensors, {})
+    load_backbone(desk, "digits-backbone", path)
+    odd = {
+        "another shape": {first: torch.zeros(3)}, "one too few": {}, "one too many": {
+            "x\x1b": torch.zeros(1)}, "infinite": {first: tensors[first] * math.inf}}[change]
+    if not odd:
+        tensors.pop(first)
+    checkpoint.write_tensors(path, tensors | odd, {})
+    with pytest.raises(ValueError, match=r"c\.safetensors (does not fit|holds values)") as caught:
+        load_backbone(desk, "digits-backbone", path)
+    assert str(caught.value).isprintable()

@@ -103,11 +103,10 @@ def test_the_leaves_of_the_measurements_know_nothing_of_the_project():
 def test_no_file_runs_a_pickle_or_grows_long(module):
     text = FILES[module].read_text()
     assert not within(IMPORTS[module], *UNSAFE)
-    # the last two load files of known digest
-    if module not in ("gdd.weights.edm_pickle", "gdd.weights.packaged",
-                      "analysis.features.inception"):
-        assert "torch.load(" not in text
-    assert text.count("torch.load(") <= text.count("weights_only=True)")
+    # two files of tensors, and one of TorchScript that must be asked for: each of a known digest
+    known = ("gdd.weights.packaged", "analysis.features.inception")
+    assert text.count("torch.load(") == text.count("weights_only=True)") == (module in known)
+    assert text.count("jit.load(") == (module == known[1])
     assert len(text.splitlines()) <= 350
     assert [line for line in text.splitlines() if len(line) > 100] == []
 

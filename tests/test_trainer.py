@@ -19,7 +19,7 @@ from gdd.sampling import one_step, parse_sampler
 from gdd.training import trainer
 from gdd.training.engine import Engine
 from gdd.training.state import load_state, save_state
-from gdd.training.trainer import draw_batch, init_state, r1_step, take_step, train, update_ema
+from gdd.training.trainer import draw, init_state, r1_step, take_step, train, update_ema
 
 GDD = TrainConfig(objective="gdd", batch_size=16, total_images=64, lr=1e-3, d_lr=1e-3,
                   d_channels=(8, 8, 8, 8), d_head_sizes=(8, 4), d_head_widths=(8, 8), r1_interval=2,
@@ -210,9 +210,14 @@ def double(change=None, hardware=None, start=None, names=("small", "other")):
 
 
 def seen_by(state):
-    """What the discriminator is called with, call by call."""
-    seen = []
-    state.discriminator.register_forward_pre_hook(lambda module, args: seen.append(args[0]) or None)
+    """The images whose features the discriminator computes, call by call."""
+    seen, features = [], state.discriminator.features
+
+    def note(images):
+        seen.append(images)
+        return features(images)
+
+    state.discriminator.features = note
     return seen
 
 
@@ -241,7 +246,7 @@ def test_r1_is_a_step_of_its_own_on_every_kth_batch_but_the_first(tiny, digits, 
 def test_the_step_of_r1_has_the_gradient_of_its_weighted_mean_over_reals_alone(digits):
     state, models = double(dict(r1_gamma=0.3, r1_interval=5))
     state.images_seen = 5 * 16
-    batch, seen, before = draw_batch(state, digits), seen_by(state), []
+    batch, seen, before = draw(state, digits), seen_by(state), []
     penalise = trainer.r1_step
 
     def r1(state, batch):
@@ -269,7 +274,7 @@ def test_the_step_of_r1_has_the_gradient_of_its_weighted_mean_over_reals_alone(d
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_r1s_step_moves_the_heads_by_gamma_alone(gamma, digits):
     state, models = double(dict(r1_gamma=gamma))
-    batch = draw_batch(state, digits)
+    batch = draw(state, digits)
     take_step(state, models, batch)
     generator = tensors(state)
     before = [p.clone() for p in state.d_optimizer.param_groups[0]["params"]]
@@ -295,7 +300,7 @@ def test_adams_rates_are_corrected_for_the_steps_of_r1(tiny, backbone):
 @pytest.mark.parametrize("sampler", ["one-step", "k-step:2"])
 def test_the_discriminator_sees_fakes_of_other_latents_after_the_generators_update(sampler, digits):
     state, models = double(dict(sampler=sampler, lr=1e-2))
-    batch, seen, sample = draw_batch(state, digits), seen_by(state), parse_sampler(sampler)
+    batch, seen, sample = draw(state, digits), seen_by(state), parse_sampler(sampler)
     before = copy.deepcopy(state.generator)
     take_step(state, models, batch)
     for_generator, fakes, reals = seen
@@ -311,22 +316,29 @@ def test_the_discriminator_sees_fakes_of_other_latents_after_the_generators_upda
 
 def test_reused_fakes_are_the_generator_steps(digits):
     state, models = double(dict(reuse_fakes=True, lr=1e-2))
-    batch, seen = draw_batch(state, digits), seen_by(state)
+    batch, seen = draw(state, digits), seen_by(state)
     with torch.no_grad():
         expected = one_step(state.generator, batch.latents)
+    heads, judged = state.discriminator, []
+    logits = heads.logits
+    heads.logits = lambda taps, labels=None: judged.append(taps) or logits(taps, labels)
     take_step(state, models, batch)
-    for_generator, fakes, _ = seen
-    assert torch.equal(for_generator, fakes)
-    assert torch.equal(fakes, expected)
-    assert not fakes.requires_grad
+    for_generator, reals = seen  # features of the fakes are computed once
+    assert torch.equal(for_generator, expected)
+    assert torch.equal(reals, batch.real)
+    first, fakes, _ = judged
+    for one, again in zip(first[0], fakes[0], strict=True):
+        assert torch.equal(one, again)
+        assert one.requires_grad
+        assert not again.requires_grad
 
 
 def test_latents_of_a_step_are_unlike_one_another_and_those_of_others(digits):
     state, _ = double()
-    first = draw_batch(state, digits)
-    assert torch.equal(draw_batch(state, digits).d_latents, first.d_latents)
+    first = draw(state, digits)
+    assert torch.equal(draw(state, digits).d_latents, first.d_latents)
     state.images_seen += 16
-    second = draw_batch(state, digits)
+    second = draw(state, digits)
     drawn = [first.latents, first.d_latents, first.noise, second.latents, second.d_latents]
     for index, a in enumerate(drawn):
         assert a.std() == pytest.approx(1, abs=0.1)
@@ -354,7 +366,7 @@ def test_summed_losses_are_the_official_ones_of_processes_of_b_images(kind, obje
                   freeze="gdd-i", cd_weight=0.7)
     start = small_denoiser().double()
     state, models = double(change, Hardware(accelerator="cpu", micro_batch_size=micro), start)
-    batch, generator = draw_batch(state, digits), copy.deepcopy(state.generator)
+    batch, generator = draw(state, digits), copy.deepcopy(state.generator)
     network = copy.deepcopy(state.discriminator)
     fakes = trainer.generator_step(state, models, batch)
 
@@ -403,11 +415,11 @@ def test_a_summed_loss_is_b_times_the_mean_ones_gradient(digits):
     found = {}
     for reduction in ("mean", "sum"):
         state, models = double(dict(reduction=reduction, d_batch_norm_images=GROUP))
-        batch = draw_batch(state, digits)
+        batch = draw(state, digits)
         before = copy.deepcopy(state.discriminator.state_dict())
-        fakes = trainer.generator_step(state, models, batch)
-        trainer.discriminator_step(state, models, batch,
-                                   fakes if fakes else [one_step(state.ema, batch.d_latents)])
+        trainer.generator_step(state, models, batch)
+        fakes = state.discriminator.features(one_step(state.ema, batch.d_latents))
+        trainer.discriminator_step(state, models, batch, [fakes])
         both = gradients(state.generator) | gradients(state.discriminator)
         state.discriminator.load_state_dict(before)
         r1_step(state, batch)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gdd.data.pictures import Pictures, open_pictures
+from gdd.reading import quoted
 
 IN_MEMORY = 4 << 30
 
@@ -54,8 +55,9 @@ class Streamed:
         pixels, pictures = self.pictures.array(index), self.pictures
         if pixels.shape != self.shape[1:]:
             raise ValueError(
-                f"{pictures.path}: {pictures.names[index]} is {describe_shape(pixels.shape)}, but "
-                f"{pictures.names[0]} is {describe_shape(self.shape[1:])}; sizes must agree")
+                f"{pictures.at(index)} is {describe_shape(pixels.shape)}, but "
+                f"{quoted(pictures.names[0])} is {describe_shape(self.shape[1:])}; sizes must agree"
+            )
         return pixels
 
 

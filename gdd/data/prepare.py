@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 from gdd.data.images import describe_shape
 from gdd.data.pictures import Pictures, open_pictures
 from gdd.files import write_atomically
+from gdd.reading import quoted
 
 Transform = Literal["none", "center-crop"]
+MOST_PROBLEMS = 1000
 
 
 def prepare(source: Path | str, target: Path | str, *, resolution: int | None = None,
@@ -54,10 +55,9 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
             for index in tqdm(range(count), unit="image", desc=target.name, disable=None):
                 image = _transformed(pictures, index, resolution, transform, rgb)
                 if shape not in (None, (image.mode, image.size)):
-                    raise ValueError(
-                        f"{pictures.path}: {pictures.names[index]} is {_described(image)}, but "
-                        f"{pictures.names[0]} is otherwise; give --resolution, and --rgb where "
-                        "grey and colour mix")
+                    raise ValueError(f"{pictures.at(index)} is {_described(image)}, but "
+                                     f"{quoted(pictures.names[0])} is otherwise; give --resolution,"
+                                     " and --rgb where grey and colour mix")
                 shape = (image.mode, image.size)
                 name, content = f"{index // 1000:05d}/img{index:08d}.png", io.BytesIO()
                 image.save(content, "png", compress_level=0)  # decodes fastest
@@ -72,21 +72,15 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
 
 def _transformed(pictures: Pictures, index: int, resolution: int | None, transform: Transform,
                  rgb: bool) -> Image.Image:
-    if rgb:
-        image = pictures.picture(index).convert("RGB")
-    else:
-        pixels = pictures.array(index)
-        image = Image.fromarray(pixels[0] if len(pixels) ==
-                                1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = pictures.picture(index).convert("RGB") if rgb else pictures.plain(index)
     width, height = image.size
     if transform == "center-crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     elif width != height:
-        raise ValueError(
-            f"{pictures.path}: {pictures.names[index]} is {_described(image)}, not square; give "
-            "--transform center-crop and --resolution")
+        raise ValueError(f"{pictures.at(index)} is {_described(image)}, not square; give "
+                         "--transform center-crop and --resolution")
     if resolution is not None and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
@@ -98,7 +92,8 @@ def _described(image: Image.Image) -> str:
 
 @dataclass
 class Report:
-    """What `check` found; `problems` are one line each, in order."""
+    """What `check` found; `problems` are one line each, in order, of which there may be
+    MOST_PROBLEMS."""
 
     count: int
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (C,H,W) -> images
@@ -121,7 +116,8 @@ class Report:
             yield line
         else:
             yield "no labels"
-        first = ", first {} = {}".format(*self.duplicates[0]) if self.duplicates else ""
+        first = ", first {} = {}".format(
+            *map(quoted, self.duplicates[0])) if self.duplicates else ""
         yield (f"{len(self.duplicates):,} duplicates{first}; digest of pixels and labels "
                f"{self.digest}")
 
@@ -138,6 +134,9 @@ def check(source: Path | str) -> Report:
             pixels = pictures.array(index)
         except ValueError as error:
             report.problems.append(str(error))
+            if len(report.problems) == MOST_PROBLEMS:
+                report.problems.append(f"{quoted(pictures.path)}: nothing was read after these")
+                break
             continue
         report.shapes[pixels.shape] += 1
         key = hashlib.blake2b(pixels.tobytes(), digest_size=16, salt=str(
@@ -147,6 +146,6 @@ def check(source: Path | str) -> Report:
             report.duplicates.append((pictures.names[index], pictures.names[first]))
     if len(report.shapes) > 1:
         sizes = ", ".join(describe_shape(shape) for shape in report.shapes)
-        report.problems.append(f"{pictures.path}: images differ in size or colour: {sizes}")
+        report.problems.append(f"{quoted(pictures.path)}: images differ in size or colour: {sizes}")
     report.digest = whole.hexdigest()[:16]
     return report

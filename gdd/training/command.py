@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Suppress
 
+from gdd.cli import on_interrupt
 from gdd.config import Hardware, Keep, TrainConfig
 from gdd.profiles import Profile, preset, profiles
 
@@ -77,10 +78,11 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
     from gdd.training.start import any_finished, load_start
 
     say = rank_zero_only(partial(print, flush=True))
+    state = args.folder / "state.safetensors"
     start = load_start(profile, config, partial(any_finished, profile), name)
     dataset = open_images(config.data)
     try:
-        with asked_to_stop() as asked:
+        with on_interrupt(lambda: _left(state)), asked_to_stop() as asked:
             say(f"freeze={config.freeze}: {freeze(start.network, config.freeze)}")
             say(
                 run(args.folder, config, dataset, start.network, start.backbones, keep=args.keep,
@@ -93,6 +95,13 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
         raise RuntimeError(f"out of memory with {micro} images at once: give --micro-batch-size "
                            f"{max(micro // 2, 1)}, which leaves the gradients as they are; "
                            "--dry-run estimates what is needed") from None
+
+
+def _left(state: Path) -> str:
+    """What is true once a run was told to stop twice."""
+    if state.exists():
+        return f"stopped at once; the same command goes on from the last tick, saved in {state}"
+    return "stopped at once, before a state was saved; the same command begins anew"
 
 
 def _launcher() -> list[str]:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import pandas as pd
 import torch
@@ -27,13 +27,21 @@ from filelock import FileLock, Timeout
 
 from gdd.config import TrainConfig
 from gdd.files import sweep_partials, write_atomically
+from gdd.reading import METADATA, open_regular, quoted, read_json, typed
 from gdd.training.engine import Engine
+from gdd.weights import checkpoint
 
 # they decide which tensors a state has
 FIXED = ("objective", "backbones", "d_image_size", "freeze", "d_channels", "d_head_sizes",
          "d_head_widths")
 TIMINGS = ("images_per_s", "gpu_peak_gb")  # columns of the log that no two runs share
 _PACKAGES = ("gdd-toolkit", "torch", "torchvision", "lightning-fabric", "timm", "lpips", "numpy")
+
+
+class _Start(TypedDict):
+    """An entry of environment.json; what else it has is for the reader."""
+
+    images_seen: int
 
 
 class RunFolder:
@@ -65,7 +73,6 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise OSError(f"cannot write in {self.path}: {error.strerror or error}") from None
-        sweep_partials(self.path)  # of a run that was killed while it wrote
 
     def verify_config(self, config: TrainConfig, allowed: Sequence[str]) -> None:
         """Raise ValueError, naming the fields, if the folder holds a run of another config;
@@ -75,21 +82,46 @@ class RunFolder:
             raise ValueError(f"allow_change takes fields of the config but {', '.join(FIXED)}; "
                              f"got {', '.join(unknown)}")
         path = self.path / "config.json"
-        if not path.exists():
-            return
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); name another run folder") from None
-        found = _plain(TrainConfig()) | found  # a run of an older version lacks younger fields
-        now = _plain(config)
-        odd = [name for name in now if found.get(name) != now[name] and name not in allowed]
+        if path.exists():
+            found = read_json(_content(path), dict[str, Any], f"{quoted(path)}")
+            self._compare(config, found, allowed, f"{quoted(path)}")
+
+    def _compare(self, config: TrainConfig, found: dict[str, Any], allowed: Sequence[str],
+                 what: str) -> None:
+        now, hints = _plain(config), get_type_hints(TrainConfig)
+        found = {
+            name: typed(found[name], hints[name], f"{what}: {name}") if name in found else default
+            for name, default in _plain(TrainConfig()).items()}  # younger fields have defaults
+        found = json.loads(json.dumps(found))
+        odd = [name for name in now if found[name] != now[name] and name not in allowed]
         if odd:
             drift = "; ".join(
-                f"{name}: {found.get(name)!r} there, {now[name]!r} now" for name in odd)
+                f"{name}: {quoted(repr(found[name]))} there, {now[name]!r} now" for name in odd)
             way_on = f", or go on with what changed by --allow-change {' '.join(odd)}"
             raise ValueError(f"{self.path} holds a run of another config ({drift}); name another "
                              f"folder or delete it{'' if set(odd) & set(FIXED) else way_on}")
+
+    def sweep(self) -> None:
+        """Remove what a run that was killed while it wrote has left; only once the folder is known
+        to be this run's."""
+        sweep_partials(self.path)
+
+    def finish(self, config: TrainConfig, allowed: Sequence[str]) -> None:
+        """Remove the state, now that there is a `final`. Raises ValueError, and keeps the state, if
+        that is not whole, or of another config."""
+        try:
+            _, metadata = checkpoint.load_with_metadata(self.final)
+            what = f"{quoted(self.final)}: train"
+            seen = typed(metadata.get("images_seen"), int, f"{quoted(self.final)}: images_seen")
+            if seen < config.total_images and "total_images" not in allowed:
+                raise ValueError(f"{quoted(self.final)} has seen {seen:,} images, not "
+                                 f"{config.total_images:,}")
+            self._compare(config, typed(metadata.get("train"), dict[str, Any], what), allowed, what)
+        except (ValueError, OSError) as error:
+            kept = " from the state beside it" if self.state.exists() else " from nothing"
+            raise ValueError(f"{error}; delete {quoted(self.final)}, and the same command goes on"
+                             f"{kept}") from None
+        self.state.unlink(missing_ok=True)
 
     def begin(self, config: TrainConfig, images_seen: int, state_bytes: int) -> None:
         """Note what starts, before anything is trained. Raises OSError if the states will not fit
@@ -99,14 +131,19 @@ class RunFolder:
             needs = f"a state takes {state_bytes / 1e9:.3g} GB, twice that while it is written"
             raise OSError(f"{self.path} has {free / 1e9:.3g} GB free; {needs}")
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
-        starts.append({"images_seen": images_seen, **environment(), **_hardware(self.engine)})
+        known = read_json(_content(path), list[_Start], quoted(path)) if path.exists() else []
+        starts = [*known, {"images_seen": images_seen, **environment(), **_hardware(self.engine)}]
         write_atomically(path, json.dumps(starts, indent=1).encode())
         write_atomically(self.path / "config.json", json.dumps(_plain(config), indent=1).encode())
 
     def write_log(self, log: list[dict[str, float]]) -> None:
         content = pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode()
         write_atomically(self.path / "log.csv", content)
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(METADATA + 1)
 
 
 def snapshot_name(images: int) -> str:

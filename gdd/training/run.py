@@ -1,6 +1,7 @@
 """A run in a folder: the loop around `train` that logs, measures, saves, and picks up where it was
 stopped."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from gdd.sampling import generate, sampler_of
 from gdd.training.engine import Engine
 from gdd.training.folder import TIMINGS, RunFolder, snapshot_name
 from gdd.training.sharding import whole
-from gdd.training.state import load_state, pack_state, state_bytes
+from gdd.training.state import load_state, pack_state, state_bytes, write_state
 from gdd.training.trainer import Distance, TrainState, init_state, train
 from gdd.weights import checkpoint
 
@@ -59,9 +60,10 @@ def run(folder: Path | str, config: TrainConfig, dataset: Images, start: Denoise
               "backbones": [backbone.name for backbone in backbones]}  # yapf: disable
     with RunFolder(Path(folder), engine) as files:
         engine.on_rank_zero(lambda: files.verify_config(config, keep.allow_change))
+        engine.on_rank_zero(files.sweep)
         finished, resumed = engine.broadcast((files.final.exists(), files.state.exists()))
         if finished:
-            engine.on_rank_zero(lambda: files.state.unlink(missing_ok=True))
+            engine.on_rank_zero(lambda: files.finish(config, keep.allow_change))
             return files.final
         teacher = checkpoint.weights_digest(start)
         record = _Record(files, state, keep, evaluate, best_by, origin | {"teacher": teacher})
@@ -118,18 +120,28 @@ class _Record:
     began: tuple[float, int] = (0.0, 0)  # when the tick did, and at how many images
 
     def load(self) -> None:
-        metadata = load_state(self.files.state, self.state)
+        path, config = self.files.state, self.state.config
+        metadata = load_state(path, self.state)
+        if lacking := {"log", "sums", "teacher"} - metadata.keys():
+            raise ValueError(f"{path} is no state of a run in a folder: it lacks {min(lacking)}")
         if metadata["teacher"] != self.provenance["teacher"]:
             raise ValueError(f"{self.files.path} holds a run that started from another network; "
                              "name its teacher or another folder")
         self.log, self.sums = metadata["log"], metadata["sums"]
+        seen, longer = metadata["images_seen"], {"total_images", "batch_size"}
+        ticks = [row.get("images", -1) for row in self.log]
+        if any(not 0 < images <= seen for images in ticks) or ticks != sorted(ticks):
+            raise ValueError(f"{path} has a log that is not of its {seen:,} images")
+        if seen >= config.total_images + config.batch_size and not longer & {
+                *self.keep.allow_change}:
+            raise ValueError(f"{path} has seen {seen:,} images; the run has {config.total_images:,}"
+                             " in all")
 
     def save(self) -> None:
         tensors, counts = pack_state(self.state)
         metadata = counts | {
             "log": self.log, "sums": self.sums, "teacher": self.provenance["teacher"]}
-        self.files.engine.on_rank_zero(
-            lambda: checkpoint.write_tensors(self.files.state, tensors, metadata))
+        self.files.engine.on_rank_zero(lambda: write_state(self.files.state, tensors, metadata))
 
     def open(self, bar_position: int) -> None:
         config, images = self.state.config, self.state.images_seen
@@ -170,6 +182,8 @@ class _Record:
         if self.files.engine.device.type == "cuda":
             row["gpu_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         measured = self.evaluate(average) if self.evaluate else {}
+        # JSON has no NaN; the log shows an empty place
+        measured = {name: value for name, value in measured.items() if math.isfinite(value)}
         self.log.append(row | measured)
         self.sums = {}
         self.measured = measured
@@ -220,7 +234,7 @@ class _Record:
         given = {name: value for name, value in self.provenance.items() if name != "teacher"}
         given |= {"log": log, "images_seen": self.state.images_seen, "weights": "EMA"}
         checkpoint.save_denoiser(self.files.final, average, dtype=dtype, **given)
-        self.files.state.unlink(missing_ok=True)
+        self.files.finish(self.state.config, self.keep.allow_change)
         if self.curves:
             self.curves.finalize("success")
 
@@ -232,7 +246,7 @@ class Stopped(Exception):  # noqa: N818
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
     """A list that SIGTERM or SIGINT fills: the step in progress is finished, then the state saved.
-    A second one does not wait."""
+    A second one is a KeyboardInterrupt at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:

@@ -20,6 +20,7 @@ from gdd.files import ROOT, digest_of
 from gdd.perceptual import Lpips
 from gdd.profiles import RECIPE, Profile
 from gdd.profiles.paper import LPIPS, TEACHERS
+from gdd.reading import quoted
 from gdd.training.trainer import Distance
 from gdd.weights import checkpoint, download
 
@@ -146,6 +147,16 @@ def new_backbone(profile: Profile, name: str) -> ClassifierBackbone:
 
 
 def load_backbone(profile: Profile, name: str, path: Path) -> Backbone:
-    backbone = new_backbone(profile, name)
-    backbone.load_state_dict(checkpoint.read_tensors(path)[0])  # copies into its own dtypes
+    """A trained classifier of the profile. Raises ValueError if the file holds others' weights, or
+    such as are not finite."""
+    backbone, tensors = new_backbone(profile, name), checkpoint.read_tensors(path)[0]
+    wanted = {key: tensor.shape for key, tensor in backbone.state_dict().items()}
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    if odd := sorted(set(wanted.items()) ^ set(found.items())):
+        raise ValueError(f"{path} does not fit classifier {name} of profile {profile.name}: "
+                         f"{len(odd)} tensors differ, first {quoted(odd[0][0])}")
+    if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} holds values that are not finite in {len(broken)} tensors, first "
+                         f"{broken[0]}")
+    backbone.load_state_dict(tensors)  # copies into its own dtypes
     return backbone.eval().requires_grad_(False)

@@ -153,7 +153,7 @@ def _loop(state: TrainState, models: Models, dataset: Images, on_nan: OnNan,
     config = state.config
     while state.images_seen < config.total_images:
         torch.manual_seed(_step_seed(state) + state.engine.rank)  # dropout uses the global stream
-        batch = _draw(state, dataset)
+        batch = draw(state, dataset)
         state.metrics = {}
         try:
             take_step(state, models, batch)
@@ -308,7 +308,7 @@ def _step_seed(state: TrainState) -> int:
     return state.config.seed * 1_000_000_007 + state.images_seen + state.rollbacks * 10**15
 
 
-def _draw(state: TrainState, dataset: Images) -> Batch:
+def draw(state: TrainState, dataset: Images) -> Batch:
     network, engine = state.generator, state.engine
     return draw_batch(dataset, state.config, state.step, _step_seed(state), share=engine.share(),
                       labelled=bool(network.label_dim), device=engine.device, dtype=network.dtype)

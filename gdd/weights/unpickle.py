@@ -4,7 +4,8 @@ caller's own functions.
 Python's unpickler imports and calls whatever a file names. This one takes the opcodes from
 `pickletools`, keeps each name as inert text, and looks up what to do for it: an unknown name is
 refused, and so is every opcode that only mischief needs. What a file declares is held against what
-the file has before memory is asked for.
+the file has, and charged to one budget, before memory is asked for. Values share their parts, so a
+short file can hold what takes for ever to write out, compare or walk through: nothing here does.
 """
 
 import io
@@ -17,8 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-MAX_OPCODES = 1_000_000  # public EDM files have some 50,000
+from gdd.reading import Budget, quoted, shown
+
+MAX_OPCODES = 1_000_000  # public EDM files have some 100,000, with those inside their storages
 MAX_NAME = 1_000
+_LONG_TEXT = 1 << 20
 _UNTOUCHED = "refused, nothing of the file was run"
 _KEYS = (str, int, float, bool, bytes, type(None))  # hashing deep tuples can overflow the C stack
 
@@ -31,7 +35,7 @@ class Name:
     full: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Record:
     """An object of some class, as data: what it was called with, and the state the file sets
     afterwards."""
@@ -43,11 +47,11 @@ class Record:
 
 
 class Names:
-    """What a name in a file stands for: plain containers, and numpy's arrays as `Record`s. `budget`
-    bytes bound what copies may take, so that no object is multiplied."""
-    def __init__(self, budget: int):
-        # protocol 2 writes bytes as text, so an honest file passes through here twice
-        self.budget = 3 * budget + 4096
+    """What a name in a file of `size` bytes stands for: plain containers, and numpy's arrays as
+    `Record`s. `budget` bounds what all of the file may make of itself: one entry an opcode."""
+    def __init__(self, size: int):
+        # a storage is read once and its tensors once; what protocol 2 writes as text is characters
+        self.budget = Budget(2 * size + 4096, MAX_OPCODES, size + (1 << 20))
         self.functions: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": lambda: {},
             "_codecs.encode": self.encode,
@@ -66,21 +70,23 @@ class Names:
         """The function that stands for a name, or None to refuse it."""
         return self.functions.get(name)
 
-    def spend(self, size: int) -> None:
-        self.budget -= size
-        if self.budget < 0:
-            raise RefusedError(f"unpacks to more than the file holds; {_UNTOUCHED}")
+    def charge(self, **amounts: int) -> None:
+        try:
+            self.budget.charge(**amounts)
+        except ValueError as error:
+            raise RefusedError(
+                f"unpacks to more than the file holds: {error}; {_UNTOUCHED}") from None
 
-    def to_set(self, items: list[Any] | None = None) -> set[Any]:
-        self.spend(16 * len(items or ()))
-        if not all(type(item) in (str, int) for item in items or ()):
+    def to_set(self, items: list[Any] | tuple[Any, ...] = ()) -> set[Any]:
+        self.charge(entries=len(items))
+        if not all(type(item) in (str, int) for item in items):
             raise ValueError("a set of other things than names")
-        return set(items or ())
+        return set(items)
 
     def encode(self, text: str, encoding: str = "latin1") -> bytes:
-        self.spend(len(text))
+        self.charge(characters=len(text))
         if encoding not in ("latin1", "latin-1"):
-            raise ValueError(f"bytes in encoding {encoding!r}")
+            raise ValueError(f"bytes in encoding {shown(encoding)}")
         return text.encode("latin-1")
 
     def reconstruct(self, kind: Name, base: Name, state: Any) -> Any:
@@ -100,6 +106,8 @@ def array(record: Any) -> np.ndarray:
     else:
         content, dtype, shape, order = record.args
         fortran = order == "F"
+    if type(shape) is not tuple or not all(type(n) is int for n in shape):
+        raise ValueError("an array whose shape is no tuple of counts")  # numpy would write it out
     content = content.encode("latin-1") if type(content) is str else content  # as Python 2 wrote it
     return np.frombuffer(content, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
 
@@ -111,7 +119,7 @@ def _scalar(dtype: Record, content: bytes) -> int | float | bool:
 def _dtype(record: Record) -> np.dtype:
     code = record.args[0] if record.kind == "numpy.dtype" and record.args else None
     if type(code) is not str or not re.fullmatch(r"[biuf][1248]", code):
-        raise ValueError(f"numpy data of type {code!r}")
+        raise ValueError(f"numpy data of type {shown(code)}")
     big = isinstance(record.state, tuple) and len(record.state) > 1 and record.state[1] == ">"
     return np.dtype(f"{'>' if big else '<'}{code}")
 
@@ -119,14 +127,13 @@ def _dtype(record: Record) -> np.dtype:
 def read(file: BinaryIO, names: Names) -> Any:
     """The first pickle in `file`, protocols 2 to 5, as dicts, lists, tuples, sets, plain values and
     `Record`s. Raises ValueError saying what is wrong and where."""
-    machine = _Machine(names.resolve)
+    machine = _Machine(names)
     position: int | None = 0
     opcode = None
     try:
-        for count, found in enumerate(opcodes(file)):
+        for found in opcodes(file):
             opcode, arg, position = found
-            if count >= MAX_OPCODES:
-                raise ValueError(f"more than {MAX_OPCODES:,} opcodes")
+            names.charge(entries=1)
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.step(opcode.name, arg)
@@ -135,7 +142,7 @@ def read(file: BinaryIO, names: Names) -> Any:
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
             MemoryError) as error:
         where = "" if opcode is None else f" after byte {position} ({opcode.name})"
-        raise ValueError(f"is damaged{where}: {error}") from None
+        raise ValueError(f"is damaged{where}: {quoted(error)}") from None
     raise ValueError("is damaged: it has no end")
 
 
@@ -153,14 +160,21 @@ class _Bounded(io.RawIOBase):
     """A file that refuses to hand out more than it has, before any memory is asked for."""
     def __init__(self, file: BinaryIO):
         self.file, self.start = file, file.tell()
-        self.end = file.seek(0, os.SEEK_END)
+        self.opcode, self.end = b"", file.seek(0, os.SEEK_END)
         file.seek(self.start)
 
     def read(self, size: int = -1) -> bytes:
         left = self.end - self.file.tell()
         if size > left > 0 or size > 1 > left:
             raise ValueError(f"{size:,} bytes declared, {left:,} left in the file")
-        return self.file.read(size)
+        content = self.file.read(size)
+        if size == 1:
+            self.opcode = content
+        # protocol 2 writes bytes as text, so it may be long; other letters take four bytes each
+        elif (size > _LONG_TEXT and self.opcode in (b"X", b"\x8d")
+              and np.frombuffer(content, np.uint8).max() > 0xC3):
+            raise ValueError("a long text in letters that are no bytes")
+        return content
 
     def readline(self, size: int | None = -1) -> bytes:
         line = self.file.readline(MAX_NAME)
@@ -180,8 +194,8 @@ _VALUES = {
 
 
 class _Machine:
-    def __init__(self, resolve: Callable[[str], Callable[..., Any] | None]):
-        self.resolve = resolve
+    def __init__(self, names: Names):
+        self.names = names
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -280,16 +294,20 @@ class _Machine:
         target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
     def name(self, module: Any, name: Any) -> Name:
-        full = f"{module}.{name}"[:MAX_NAME]
-        if type(module) is not str or type(name) is not str or self.resolve(full) is None:
-            raise RefusedError(f"asks for {full}, which is not on the list of what a file may "
-                               "name; refused, nothing of it was run")
+        if type(module) is not str or type(name) is not str:
+            raise RefusedError(f"asks for {shown(module)}.{shown(name)}, which are no names; "
+                               f"{_UNTOUCHED}")
+        full = f"{module}.{name}" if len(module) + len(name) < MAX_NAME else module[:MAX_NAME]
+        if self.names.resolve(full) is None:
+            raise RefusedError(f"asks for {quoted(full)}, which is not on the list of what a file "
+                               "may name; refused, nothing of it was run")
         return Name(full)
 
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Name) or type(args) is not tuple:
             raise RefusedError(f"calls {_describe(function)}; {_UNTOUCHED}")
-        known = self.resolve(function.full)
+        self.names.charge(entries=len(args))  # which are copied, however often they were stored
+        known = self.names.resolve(function.full)
         assert known is not None, function
         return known(*args)
 
@@ -303,4 +321,4 @@ def _key(value: Any) -> Any:
 def _describe(value: Any) -> str:
     if isinstance(value, Name):
         return f"the name {value.full}"
-    return f"a {value.kind if isinstance(value, Record) else type(value).__name__}"
+    return f"a {quoted(value.kind) if isinstance(value, Record) else type(value).__name__}"
