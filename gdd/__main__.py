@@ -97,6 +97,8 @@ class Prepare:
     other kinds are refused."""
     max_images: int | None = None
     """Only the first so many."""
+    split: Literal["train", "test"] = "train"
+    """Of CIFAR-10's batches: the training pictures, or those that no training sees."""
 
 
 @dataclass

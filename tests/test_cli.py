@@ -161,6 +161,10 @@ BAD = {
     "micro batch": (["gdd", "train", "desk-gdd-i", "--folder", "{}/run", "--micro-batch-size", "32",
                      "--accelerator", "cpu"],
                     "d_batch_norm_images must divide the 32 images of a pass"),
+    "zoom": (["gdd", "sample", "--ckpt", "gdd-i", "--zoom", "100000"],
+             "n 64 and zoom 100000 make a picture of"),
+    "many images": (["gdd", "sample", "--ckpt", "gdd-i", "--n", "100000000"],
+                    "and zoom 4 make a picture of"),
     "ticks": (["gdd", "train", "desk-gdd-i", "--folder", "{}/run", "--ticks", "0"],
               "ticks must be at least 1; got 0"),
     "under a file": (["gdd", "train", "desk-gdd-i", "--folder", "{}/notes.txt/run",
@@ -347,7 +351,7 @@ def test_train_then_describe_then_sample(tmp_path):
     assert "weights frozen (85.1%)" in done.stdout
     described = call("gdd", "describe", run / "final.safetensors")
     assert "trained on 128 images" in described.stdout
-    assert "'lr': 0.0003" in described.stdout
+    assert "lr: 0.0003" in described.stdout
     sampled = call("gdd", "sample", "--ckpt", run / "final.safetensors", "--out", picture, "--n",
                    "6", "--precision", "bf16", "--device", "cpu")
     assert sampled.stdout == f"{picture}: 6 images, seeds 0 to 5, one-step\n"

@@ -40,7 +40,7 @@ def tried():
 def test_every_make_command_is_of_a_target_that_ci_runs():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     in_ci = set(re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), re.M))
-    assert targets - in_ci <= {"clean"}
+    assert targets - in_ci <= {"clean", "audit"}  # what is known of holes changes by itself
     named = {
         word for _, line in commands() if line.startswith("make")
         for word in line.partition("#")[0].split()[1:] if "=" not in word}

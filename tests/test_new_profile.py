@@ -34,9 +34,12 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     shown = command("analysis.figures", "--profile", PROFILE, cwd=tmp_path)
     assert re.search(r"trained gdd-i: 160 images in \d+ s, .*FD64\[judges\]", shown)
     folder = tmp_path / "figures" / "patches"
-    figures = ("fig02_rel_fid", "fig03_activations", "fig04_consistency", "fig05_19_samples")
-    files = [f"{name}.{kind}" for name in figures for kind in ("csv", "pdf", "png")]
-    assert sorted(f.name for f in folder.iterdir()) == sorted(["index.html", "notebooks", *files])
+    figures = ("fig01_overview", "fig02_rel_fid", "fig03_activations", "fig04_consistency",
+               "fig05_19_samples", "spectrum")
+    files = [f"{name}.{kind}" for name in figures for kind in ("csv", "pdf", "png", "txt")]
+    files += [f"table{k}.{kind}" for k in range(1, 7) for kind in ("csv", "md", "tex")]
+    assert sorted(f.name for f in folder.iterdir()) == sorted([
+        "claims.csv", "index.html", "notebooks", *files])
     table = pd.read_csv(folder / "fig03_activations.csv")
     assert set(table["resolution"]) == {12, 6}
     assert (table["n"] == 8).all()
@@ -51,7 +54,8 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     assert "trained" not in explored
     other = folder / "explore" / "fig03_run-gdd-i_statistic-rms"
     assert sorted(f.name for f in other.iterdir()) == [
-        *(f"fig03_activations.{kind}" for kind in ("csv", "pdf", "png")), "index.html"]
+        *(f"fig03_activations-rms.{kind}" for kind in ("csv", "pdf", "png", "txt")), "index.html",
+        "notebooks"]
     assert {f: f.read_bytes() for f in folder.glob("*.*")} == before
     command("analysis.figures", "--profile", PROFILE, "--seeds", cwd=tmp_path)
     seeds = pd.read_csv(folder / "seeds.csv")
@@ -104,4 +108,4 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     alone = table[table["run"] == "gdd-from-random"]
     assert set(alone["verdict"]) == {"not decided"}  # one training seed
     assert set(alone["beside"]) == {"gdd"}
-    assert len(list(folder.glob("*.png"))) == 6
+    assert len(list(folder.glob("*.png"))) == 8

@@ -103,7 +103,8 @@ def cifar(tmp_path):
     """CIFAR-10's python batches, a few images each, as a folder and as the archive it is published
     as."""
     folder = tmp_path / "cifar-10-batches-py"
-    write_folder(folder, {f"data_batch_{k}": pickle.dumps(cifar_batch(k), 2) for k in range(1, 6)})
+    files = {f"data_batch_{k}": pickle.dumps(cifar_batch(k), 2) for k in range(1, 6)}
+    write_folder(folder, files | {"test_batch": pickle.dumps(cifar_batch(6, 7), 2)})
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
         archive.add(folder, folder.name)
     return folder, tmp_path / "cifar-10-python.tar.gz"
@@ -118,6 +119,9 @@ def test_cifar_batches_become_a_zip(cifar, tmp_path):
         assert torch.equal(found.images[8:12], torch.from_numpy(batch["data"].reshape(4, 3, 32,
                                                                                       32)))
         assert found.labels[8:12].tolist() == batch["labels"]
+        held_out = tmp_path / f"{source.name}-test.zip"
+        assert prepare(source, held_out, split="test") == 7
+        assert open_images(str(held_out)).labels.tolist() == cifar_batch(6, 7)["labels"]
 
 
 def test_check_reports_what_a_set_holds(tmp_path):

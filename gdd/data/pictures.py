@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gdd.data.cifar import BATCHES, Batch, read_cifar_archive, read_cifar_folder
+from gdd.data.cifar import BATCHES, Batch, Split, read_cifar_archive, read_cifar_folder
 from gdd.reading import METADATA, open_regular, quoted, read_json, read_regular, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -83,13 +83,13 @@ class Pictures:
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def open_pictures(spec: Path | str) -> Pictures:
-    """The pictures at a path. Raises FileNotFoundError or ValueError with what is wrong and
-    where."""
+def open_pictures(spec: Path | str, split: Split = "train") -> Pictures:
+    """The pictures at a path, of CIFAR-10's batches those of a split. Raises FileNotFoundError or
+    ValueError with what is wrong and where."""
     path, kinds = Path(spec), "data must be digits, a folder, a zip, or cifar-10-python.tar.gz"
     if path.is_dir():
-        cifar = (path / BATCHES[0]).is_file()
-        return _cifar(path, read_cifar_folder(path)) if cifar else _folder(path)
+        cifar = (path / BATCHES[split][0]).is_file()
+        return _cifar(path, read_cifar_folder(path, split), split) if cifar else _folder(path)
     try:
         with open_regular(path) as file:
             # zipfile's own look at the end: None, or a record whose sixth field is the list's size
@@ -99,7 +99,7 @@ def open_pictures(spec: Path | str) -> Pictures:
     if end:
         return _zip(path, end[5])
     if path.name.endswith((".tar.gz", ".tgz")):
-        return _cifar(path, read_cifar_archive(path))
+        return _cifar(path, read_cifar_archive(path, split), split)
     raise ValueError(f"{kinds}; {quoted(path)} is another kind of file")
 
 
@@ -183,10 +183,10 @@ def _listed_labels(path: Path, names: Sequence[str], content: bytes) -> list[int
     return [pairs[name] for name in names]
 
 
-def _cifar(path: Path, batches: Sequence[Batch]) -> Pictures:
+def _cifar(path: Path, batches: Sequence[Batch], split: Split) -> Pictures:
     images = np.concatenate([images for images, _ in batches]).transpose(0, 2, 3, 1)  # (N,32,32,3)
     names = [
-        f"{name}[{index}]" for name, (part, _) in zip(BATCHES, batches, strict=True)
+        f"{name}[{index}]" for name, (part, _) in zip(BATCHES[split], batches, strict=True)
         for index in range(len(part))]
     labels = [label for _, part in batches for label in part]
     return _filled(

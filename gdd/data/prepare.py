@@ -18,6 +18,7 @@ from typing import Literal
 from PIL import Image
 from tqdm.auto import tqdm
 
+from gdd.data.cifar import Split
 from gdd.data.images import describe_shape
 from gdd.data.pictures import Pictures, open_pictures
 from gdd.files import write_atomically
@@ -28,12 +29,14 @@ MOST_PROBLEMS = 1000
 
 
 def prepare(source: Path | str, target: Path | str, *, resolution: int | None = None,
-            transform: Transform = "none", rgb: bool = False, max_images: int | None = None) -> int:
+            transform: Transform = "none", rgb: bool = False, max_images: int | None = None,
+            split: Split = "train") -> int:
     """Write `source` as a zip in EDM's layout; returns the number of images.
 
     `resolution` resizes by Lanczos to that square; `center-crop` cuts the middle square first, as
     EDM does for ImageNet; else a picture that is not square is refused. `rgb` converts 8-bit grey,
-    palette, CMYK and alpha pictures. The zip appears whole or not at all. Raises FileExistsError,
+    palette, CMYK and alpha pictures. `split` is of CIFAR-10's batches.
+    The zip appears whole or not at all. Raises FileExistsError,
     FileNotFoundError, or ValueError naming the picture.
     """
     target = Path(target)
@@ -46,7 +49,7 @@ def prepare(source: Path | str, target: Path | str, *, resolution: int | None = 
             raise ValueError(f"{name} must be at least 1; got {value}")
     if transform == "center-crop" and resolution is None:
         raise ValueError("center-crop needs a resolution")
-    pictures = open_pictures(source)
+    pictures = open_pictures(source, split)
     count = min(len(pictures), max_images or len(pictures))
 
     def write(partial: Path) -> None:
