@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,3 +89,13 @@ def test_files_that_are_named_exist():
     for page in PAGES:
         for name in re.findall(pattern, page.read_text()):
             assert "NN" in name or (ROOT / name).exists(), (page.name, name)
+
+
+def test_the_readme_opens_with_the_scorecard():
+    """Row by row what `make figures` wrote."""
+    claims = pd.read_csv(ROOT / "figures" / "desk" / "claims.csv", keep_default_na=False)
+    shown = (ROOT / "README.md").read_text()
+    measured = claims[claims["verdict"] != "not measured here"]
+    assert len(measured) > 8
+    for row in measured.itertuples():
+        assert f"| {row.text} | {row.here} | {row.verdict} |" in shown
