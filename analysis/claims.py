@@ -137,8 +137,8 @@ def _peaks(tables: Tables) -> Finding:
     table = tables.get("fig03_activations")
     if table is None:
         return Finding(ABSENT, "Figure 3 has not been made")
-    table = table[table["process"] == "sampling"]
-    means = table.groupby(["block", "step"])["value"].mean().unstack("step")
+    table = table[(table["process"] == "sampling") & (table["model"] == table["model"].iloc[0])]
+    means = table.groupby(["side", "block", "step"])["value"].mean().unstack("step")
     extent = means.max(axis=1) / means.min(axis=1)
     peaked = means[extent >= EXTENT].idxmax(axis=1) / max(means.shape[1] - 1, 1)
     third = pd.cut(peaked, [-1, 1 / 3, 2 / 3, 1], labels=["noise", "middle", "image"])

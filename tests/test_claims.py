@@ -21,7 +21,7 @@ def points(panel, kind, **values):
 
 def activations(peaks, extent=3.0, steps=9):
     """Blocks that peak at the given steps."""
-    rows = [dict(process="sampling", block=f"b{k}", step=step,
+    rows = [dict(model="teacher", process="sampling", side="decoder", block=f"b{k}", step=step,
                  value=extent if step == peak else 1.0)
             for k, peak in enumerate(peaks) for step in range(steps)]  # yapf: disable
     return pd.DataFrame(rows)
@@ -103,3 +103,10 @@ def test_flat_blocks_peak_nowhere():
 
 def test_without_tables_nothing_is_measured():
     assert set(verdicts({})) == {ABSENT}
+
+
+def test_blocks_of_one_name_on_two_sides_and_other_models_are_kept_apart():
+    table = activations([0, 8])
+    both = pd.concat([table, table.assign(side="encoder"), table.assign(model="gdd", value=1.0)])
+    found = scorecard(tables() | {"fig03_activations": both}).set_index("claim")["here"]
+    assert found["3 activity"].startswith("of 4 blocks 4 vary by 1.5 or more")
