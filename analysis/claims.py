@@ -15,6 +15,7 @@ from analysis.verdicts import HIGHER, LOWER, OPEN, intervals, verdict
 HOLDS, FAILS, ABSENT = "holds", "does not hold", "not measured here"
 STEADY = 1.25  # a distance that changes by less than this factor "hardly moves"
 EXTENT = 1.5  # least ratio of a block's largest to its smallest activation that makes a peak
+SPREAD = 0.25  # least share of peaks outside the third of the ladder that has most of them
 CLEAR = 0.5  # least rank correlation that gives a direction
 Tables = Mapping[str, pd.DataFrame]  # by the figure's name, such as fig02_rel_fid
 
@@ -133,7 +134,7 @@ def _teacher(tables: Tables) -> Finding:
 
 
 def _peaks(tables: Tables) -> Finding:
-    """Whether blocks with a peak to speak of have it in different thirds of the ladder."""
+    """Whether the blocks with a peak to speak of do not all have it in one third of the ladder."""
     table = tables.get("fig03_activations")
     if table is None:
         return Finding(ABSENT, "Figure 3 has not been made")
@@ -145,7 +146,8 @@ def _peaks(tables: Tables) -> Finding:
     thirds = third.value_counts(sort=False).to_dict()
     here = f"of {len(means)} blocks {len(peaked)} vary by {EXTENT:g} or more; they peak at " + \
         ", ".join(f"the {name} third: {count}" for name, count in thirds.items())
-    said = HOLDS if sum(count > 0 for count in thirds.values()) > 1 else FAILS
+    apart = 1 - max(thirds.values()) / max(len(peaked), 1)
+    said = HOLDS if len(peaked) and apart >= SPREAD else FAILS
     return Finding(said, here, float(extent.median()), float(extent.min()), float(extent.max()))
 
 

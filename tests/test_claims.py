@@ -96,6 +96,11 @@ def test_one_training_seed_decides_nothing():
         k for k in MEASURED if k not in ("3 activity", "5 frequencies")]]) == {OPEN}
 
 
+def test_peaks_in_one_third_are_not_at_different_steps():
+    for peaks, said in (([0] * 11 + [8], FAILS), ([0] * 3 + [8], HOLDS)):
+        assert verdicts(tables() | {"fig03_activations": activations(peaks)})["3 activity"] == said
+
+
 def test_flat_blocks_peak_nowhere():
     assert verdicts(tables()
                     | {"fig03_activations": activations([0, 8], 1.2)})["3 activity"] == FAILS
