@@ -187,10 +187,10 @@ CLAIMS = (
           _finals_check("CD-I", "CD", LOWER)),
     Claim("5 frequencies", "early steps work on low frequencies, late ones on high (2506.09376)",
           "sources disagree on the direction", _frequencies),
-    Claim("headline CIFAR-10", "FID50k of one step", "1.54", _absent),
-    Claim("headline AFHQv2", "FID50k of one step", "1.23", _absent),
-    Claim("headline FFHQ", "FID50k of one step", "0.85", _absent),
-    Claim("headline ImageNet", "FID50k of one step", "1.16", _absent),
+    Claim("headline CIFAR-10", "FID50k of one step, CIFAR-10", "1.54", _absent),
+    Claim("headline AFHQv2", "FID50k of one step, AFHQv2 64x64", "1.23", _absent),
+    Claim("headline FFHQ", "FID50k of one step, FFHQ 64x64", "0.85", _absent),
+    Claim("headline ImageNet", "FID50k of one step, ImageNet 64x64", "1.16", _absent),
 )  # yapf: disable
 
 

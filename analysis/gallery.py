@@ -3,6 +3,7 @@ figures/index.html over all profiles. Plain files, no network, light and dark, s
 """
 
 import html
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,9 +28,11 @@ td:first-child{min-width:9rem}
 .said{white-space:nowrap;font-weight:600}.holds{color:#1a7f37}.fails{color:#c1440e}
 .open{color:var(--soft)}
 @media (prefers-color-scheme:dark){.holds{color:#57c275}.fails{color:#f08b5d}}
+@media (max-width:40rem){.card tr:first-child{display:none}.card tr{display:block;padding:.5rem 0;
+border-bottom:1px solid var(--line)}.card td{display:block;border:0;padding:.1rem 0}}
 summary{cursor:pointer;margin:.4rem 0}
-@media print{body{max-width:none;font-size:11pt}figure,tr{break-inside:avoid}
-details:not([open]){display:none}a{color:inherit;text-decoration:none}}
+@media print{body{max-width:none;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
+img{max-height:80vh}details::details-content{content-visibility:visible}a{color:inherit;text-decoration:none}}
 """
 _KIND = {"holds": "holds", "does not hold": "fails"}
 
@@ -80,7 +83,7 @@ def _scorecard(folder: Path) -> str:
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) +
                     f'<td class="said {kind}">{html.escape(str(row.verdict))}</td></tr>')
     heads = "".join(f"<th>{name}</th>" for name in ("the paper says", "its number", "here", ""))
-    return f'<div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="wide"><table class="card"><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _figure(picture: Path) -> str:
@@ -90,16 +93,24 @@ def _figure(picture: Path) -> str:
     links = [(kind, f"{stem}.{kind}") for kind in ("pdf", "csv")]
     # explored figures lie in folders of their own, below that of the notebooks
     homes = [f / "notebooks" for f in (folder, *folder.parents) if (f / "notebooks").is_dir()]
+    title = stem.replace("_", " ")
     for name in (stem, stem.partition("-")[0], stem.partition("_")[0]):
         if homes and (found := homes[0] / f"{name}.ipynb").is_file():
+            title = _heading(found) if name == stem else title
             links.append(("notebook", os.path.relpath(found, folder)))
             if (page := found.with_suffix(".html")).is_file():
                 links.append(("as a page", os.path.relpath(page, folder)))
             break
     alt = html.escape(text.partition(". ")[0] or stem, quote=True)
-    return (f'<h2 id="{html.escape(stem)}">{html.escape(stem.replace("_", " "))}</h2><figure>'
+    return (f'<h2 id="{html.escape(stem)}">{html.escape(title)}</h2><figure>'
             f'<img src="{html.escape(stem)}.png" alt="{alt}" loading="lazy"><figcaption>'
             f"{html.escape(text)} {_linked(links)}</figcaption></figure>")
+
+
+def _heading(notebook: Path) -> str:
+    """The first line of a notebook, which is its question."""
+    first = json.loads(notebook.read_text())["cells"][0]["source"]
+    return "".join(first).splitlines()[0].lstrip("# ")
 
 
 def _table(path: Path) -> str:

@@ -191,7 +191,7 @@ def label_published(table: pd.DataFrame, *, ax: Axes) -> None:
     parts, whose layout decides where that is."""
     ax.get_figure(root=True).canvas.draw()  # type: ignore[union-attr]
     places = ax.transData.transform(table[["train_images_millions", "fid"]].to_numpy())
-    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    boxes = [Bbox.from_bounds(x - 7, y - 6, 14, 12) for x, y in places]
     for method, rows in table.groupby("method", sort=False):
         first = rows.iloc[0]
         point = first["train_images_millions"], first["fid"]

@@ -84,12 +84,23 @@ def test_a_failed_execution_leaves_the_last_good_one(tmp_path, monkeypatch):
 
 def test_the_gallery_shows_a_folders_figures(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "fig02_rel_fid.ipynb").touch()
+    cells = [nbformat.v4.new_markdown_cell("# Figure 2: why?\nBecause.")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbformat.write(notebook, tmp_path / "notebooks" / "fig02_rel_fid.ipynb")
+    (tmp_path / "fig02_rel_fid.txt").write_text("Three panels. n = 9.\n")
+    pd.DataFrame({"a": [1.5]}).to_csv(tmp_path / "table1.csv", index=False)
+    claims = {"text": ["it <grows>"], "paper": ["1.54"], "here": ["2"], "verdict": ["holds"]}
+    pd.DataFrame(claims).to_csv(tmp_path / "claims.csv", index=False)
     for name in ("fig02_rel_fid", "fig<"):
         (tmp_path / f"{name}.png").write_bytes(b"")
     gallery.write_page(tmp_path, "Figures")
     page = (tmp_path / "index.html").read_text()
-    assert '<img src="fig02_rel_fid.png"' in page
+    assert '<img src="fig02_rel_fid.png" alt="Three panels"' in page
+    assert "Figure 2: why?</h2>" in page
+    assert "n = 9." in page
+    assert '<td class="said holds">holds</td>' in page
+    assert "it &lt;grows&gt;" in page
+    assert '<details id="table1">' in page
     assert 'href="notebooks/fig02_rel_fid.ipynb"' in page
     assert "fig&lt;.csv" in page
 
