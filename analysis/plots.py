@@ -191,7 +191,7 @@ def label_published(table: pd.DataFrame, *, ax: Axes) -> None:
     parts, whose layout decides where that is."""
     ax.get_figure(root=True).canvas.draw()  # type: ignore[union-attr]
     places = ax.transData.transform(table[["train_images_millions", "fid"]].to_numpy())
-    boxes = [Bbox.from_bounds(x - 7, y - 6, 14, 12) for x, y in places]
+    boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
     for method, rows in table.groupby("method", sort=False):
         first = rows.iloc[0]
         point = first["train_images_millions"], first["fid"]
@@ -207,18 +207,22 @@ def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *
     sides += [(3 * x, 3 * y, h, v) for x, y, h, v in sides[2:]]
     renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore
     frame = ax.get_window_extent(renderer)
+    leader = dict(arrowstyle="-", color="#999999", linewidth=0.5, shrinkA=0, shrinkB=2)
     for x, y, horizontal, vertical in sides:
-        written = ax.annotate(text, point, (x, y), textcoords="offset points", ha=horizontal,
-                              va=vertical, fontsize=6.5, fontweight="bold" if bold else "normal",
-                              bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
+        written = ax.annotate(
+            text, point, (x, y), textcoords="offset points", ha=horizontal, va=vertical,
+            fontsize=6.5, fontweight="bold" if bold else "normal", bbox=dict(
+                facecolor="white", edgecolor="none", pad=0.4,
+                alpha=0.8), arrowprops=leader if max(abs(x), abs(y)) > 9 else None)
         box = written.get_window_extent(renderer)
-        inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 40 and box.y0 > frame.y0 + 4
+        inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 20 and box.y0 > frame.y0 + 4
         if inside and not any(box.overlaps(other) for other in boxes):
             break
         written.remove()
     else:
         written = ax.annotate(text, point, (5, 0), textcoords="offset points", fontsize=6.5)
         box = written.get_window_extent(renderer)
+    written.set_in_layout(False)  # else the axes would move, away from where there is room
     boxes.append(box)
 
 
