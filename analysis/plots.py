@@ -200,28 +200,27 @@ def label_published(table: pd.DataFrame, *, ax: Axes) -> None:
 
 def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *,
            bold: bool) -> None:
-    """Write beside a point where nothing of `boxes` is, and add the place to them."""
+    """Write beside a point where nothing of `boxes` is, and add the place to them; a line leads
+    there if it is not next to the point."""
     sides = [(5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"),
              (0, -5, "center", "top"), (5, 6, "left", "bottom"), (-5, 6, "right", "bottom"),
              (5, -6, "left", "top"), (-5, -6, "right", "top")]  # yapf: disable
     sides += [(3 * x, 3 * y, h, v) for x, y, h, v in sides[2:]]
     renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore
     frame = ax.get_window_extent(renderer)
-    leader = dict(arrowstyle="-", color="#999999", linewidth=0.5, shrinkA=0, shrinkB=2)
-    for x, y, horizontal, vertical in sides:
-        written = ax.annotate(
-            text, point, (x, y), textcoords="offset points", ha=horizontal, va=vertical,
-            fontsize=6.5, fontweight="bold" if bold else "normal", bbox=dict(
-                facecolor="white", edgecolor="none", pad=0.4,
-                alpha=0.8), arrowprops=leader if max(abs(x), abs(y)) > 9 else None)
+    for place, (x, y, horizontal, vertical) in enumerate(sides):
+        written = ax.annotate(text, point, (x, y), textcoords="offset points", ha=horizontal,
+                              va=vertical, fontsize=6.5, fontweight="bold" if bold else "normal",
+                              bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
         box = written.get_window_extent(renderer)
         inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 20 and box.y0 > frame.y0 + 4
-        if inside and not any(box.overlaps(other) for other in boxes):
+        if (inside and not any(box.overlaps(other) for other in boxes)) or place == len(sides) - 1:
             break
         written.remove()
-    else:
-        written = ax.annotate(text, point, (5, 0), textcoords="offset points", fontsize=6.5)
-        box = written.get_window_extent(renderer)
+    if place >= 8:
+        leader = dict(arrowstyle="-", color="#999999", linewidth=0.5, shrinkA=0, shrinkB=2)
+        line = ax.annotate("", point, (x, y), textcoords="offset points", arrowprops=leader)
+        line.set_in_layout(False)
     written.set_in_layout(False)  # else the axes would move, away from where there is room
     boxes.append(box)
 
