@@ -22,8 +22,8 @@ class MeasuredTrain(Train):
     """Train as `python -m gdd train` does, and measure the distance to the data at every tick."""
 
     features: str = ""
-    """inception[:edm|:clean|:legacy_pytorch], clip, dinov2, timm:NAME, or a profile's classifier;
-    default: the first that judges the profile."""
+    """inception[:edm|:clean|:legacy_pytorch|:torchscript], clip, dinov2, lite2, timm:NAME, the last
+    four also at @PIXELS, or a profile's classifier; default: the first that judges the profile."""
     n: Annotated[int, tyro.conf.arg(aliases=["--images"])] = 5_000
     """Images per measurement, from seeds 0 to n - 1; of a data set with fewer, as many as it
     has."""
