@@ -200,7 +200,7 @@ def test_notebooks_are_stripped_and_parameterised(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     (parameters, ) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     for statement in ast.parse(parameters.source).body:
-        assert isinstance(statement, ast.Assign)
+        assert isinstance(statement, ast.AnnAssign)  # papermill --help-notebook tells the type
         # literals only: a derived value would not follow an injected parameter
         ast.literal_eval(statement.value)
     assert any("save_figure" in cell.source or "save_table" in cell.source for cell in code[-3:])
