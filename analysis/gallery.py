@@ -32,7 +32,8 @@ td:first-child{min-width:9rem}
 border-bottom:1px solid var(--line)}.card td{display:block;border:0;padding:.1rem 0}}
 summary{cursor:pointer;margin:.4rem 0}
 @media print{body{max-width:none;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
-img{max-height:80vh}details::details-content{content-visibility:visible}a{color:inherit;text-decoration:none}}
+img{max-height:80vh}details::details-content{content-visibility:visible}
+a{color:inherit;text-decoration:none}}
 """
 _KIND = {"holds": "holds", "does not hold": "fails"}
 
