@@ -71,8 +71,9 @@ def test_an_audit_without_a_network_warns_only(tmp_path):
     def audit(script):
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
-        return subprocess.run(["make", "-o", f"{tmp_path}/installed", f"VENV={tmp_path}", "audit"],
-                              cwd=ROOT, capture_output=True, text=True, check=False)
+        return subprocess.run([
+            "make", "--no-print-directory", "-o", f"{tmp_path}/installed", f"VENV={tmp_path}",
+            "audit"], cwd=ROOT, capture_output=True, text=True, check=False)
 
     done = audit("echo 'a long story' >&2; echo 'ConnectionError: no network' >&2; exit 1")
     assert (done.returncode,
