@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.verdicts import HIGHER, LOWER, OPEN, intervals, verdict
+from gdd.reading import quoted
 
 HOLDS, FAILS, ABSENT = "holds", "does not hold", "not measured here"
 STEADY = 1.25  # a distance that changes by less than this factor "hardly moves"
@@ -199,6 +200,9 @@ def scorecard(tables: Tables) -> pd.DataFrame:
     interval over training seeds, and the verdict."""
     rows = []
     for claim in CLAIMS:
-        found = claim.check(tables)
+        try:
+            found = claim.check(tables)
+        except (LookupError, TypeError, ValueError) as error:  # a table that somebody changed
+            found = Finding(ABSENT, f"its table is damaged: {quoted(error)}")
         rows.append({"claim": claim.key, "text": claim.text, "paper": claim.paper, **vars(found)})
     return pd.DataFrame(rows)

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from analysis.extractors import evaluator, extractor, new_classifier
+from analysis.fid.arrays import array_headers, read_array
 from gdd.cli import end_with_parent
 from gdd.config import Keep, TrainConfig
 from gdd.data.images import Images, open_images
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.profiles import Profile, profile
+from gdd.reading import Budget
 from gdd.training.classifier import train_classifier
 from gdd.training.folder import snapshot_name
 from gdd.training.run import run as train_run
@@ -195,8 +197,14 @@ def real_sample(profile_name: str, n: int) -> Images:
     path = chosen.shipped / REAL if chosen.shipped else None
     labels: Tensor | None
     if path and path.is_file():
-        found = np.load(path, allow_pickle=False)
-        images, labels = (torch.from_numpy(found[name]) for name in ("images", "labels"))
+        wanted = {"images": (np.uint8, chosen.shape), "labels": (np.int64, ())}
+        headers = array_headers(path)
+        for name, (dtype, rest) in wanted.items():
+            if name not in headers or headers[name].dtype != dtype or headers[name].shape[
+                    1:] != rest:
+                raise ValueError(f"{path} has no {name} of this profile; delete it, or ship anew")
+        images, labels = (torch.from_numpy(read_array(path, name, Budget(bytes=1 << 28)))
+                          for name in wanted)
     else:
         data = open_images(chosen.data, in_memory=0)
         picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]

@@ -3,14 +3,19 @@
 A row whose `digest` is not that of the run as it would be trained today is stale, and left out.
 """
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis import figures
 from gdd.files import write_atomically
 from gdd.profiles import profile
+from gdd.reading import open_regular, quoted
 from gdd.training.start import digest
+
+_MOST = 1 << 27  # bytes of a table
 
 
 def path(name: str, profile_name: str) -> Path:
@@ -38,13 +43,27 @@ def read(name: str, profile_name: str) -> pd.DataFrame:
         return pd.DataFrame(columns=[
             "run", "training_seed", "sampler", "kind", "against", "distance", "metric", "n",
             "seeds", "digest", "draw"])
-    table = pd.read_csv(file, keep_default_na=False)
+    table = _load(file, keep_default_na=False)
     if "digest" not in table:
         return table
-    names = table["run"] + "@" + table["training_seed"].astype(str)
+    if lacking := {"run", "training_seed"} - set(table):
+        raise ValueError(f"{quoted(file)} lacks the column {lacking.pop()}")
+    names = table["run"].astype(str) + "@" + table["training_seed"].astype(str)
     known = {*chosen.runs, *chosen.networks}
     todays = {name: digest(chosen, name) for name in set(names) if name.partition("@")[0] in known}
     return table[names.map(todays) == table["digest"]].reset_index(drop=True)
+
+
+def _load(file: Path, **options: Any) -> pd.DataFrame:
+    """A csv file. Raises ValueError if it is none."""
+    with open_regular(file) as opened:
+        content = opened.read(_MOST + 1)
+    try:
+        if len(content) > _MOST:
+            raise ValueError(f"more than {_MOST:,} bytes")
+        return pd.read_csv(io.BytesIO(content), **options)
+    except (ValueError, OverflowError, MemoryError) as error:  # pandas' own are ValueErrors
+        raise ValueError(f"{quoted(file)} is no table: {quoted(error)}") from None
 
 
 def of_figures(profile_name: str) -> dict[str, pd.DataFrame]:
@@ -52,7 +71,7 @@ def of_figures(profile_name: str) -> dict[str, pd.DataFrame]:
     none."""
     folder = path("", profile_name).parent
     files = [*sorted(folder.glob("fig*.csv")), *folder.glob("spectrum.csv")]
-    found = {file.stem: pd.read_csv(file) for file in files}
+    found = {file.stem: _load(file) for file in files}
     if not found:
         raise ValueError(f"{folder} has no figures yet; `python -m analysis.figures` makes them")
     return found

@@ -115,3 +115,10 @@ def test_blocks_of_one_name_on_two_sides_and_other_models_are_kept_apart():
     both = pd.concat([table, table.assign(side="encoder"), table.assign(model="gdd", value=1.0)])
     found = scorecard(tables() | {"fig03_activations": both}).set_index("claim")["here"]
     assert found["3 activity"].startswith("of 4 blocks 4 vary by 1.5 or more")
+
+
+def test_a_damaged_table_decides_nothing():
+    damaged = tables() | {"fig04_consistency": pd.DataFrame({"run": ["GDD"], "source": ["live"]})}
+    found = scorecard(damaged).set_index("claim")
+    assert found["verdict"]["3 freezing"] == ABSENT
+    assert found["verdict"]["1 steps, rel"] == HOLDS

@@ -116,6 +116,19 @@ def test_a_run_is_beside_the_first_that_is_frozen_as_it_is():
     assert verdicts.beside(chosen, runs, "gdd-from-random") == "gdd"
 
 
+@pytest.mark.parametrize(("content", "message"),
+                         [(b"", "is no table"), (b"\xff\xfe\x00", "is no table"),
+                          (b'a,b\n1,2,3\n"', "is no table"),
+                          (b"digest,run\nx,gdd\n", "lacks the column training_seed")])
+def test_what_is_no_table_is_one_line(content, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "desk" / "seeds.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        tables.read("seeds", "desk")
+    assert str(raised.value).isprintable()
+
+
 def test_rows_of_another_config_are_stale(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
     assert tables.read("seeds", "desk").empty
