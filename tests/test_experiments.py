@@ -31,6 +31,16 @@ def test_shipped_weights_are_those_of_todays_config(name):
         assert metadata["log"][-1][METRIC] < 10
 
 
+def test_the_classifiers_of_pictures_are_todays_and_know_them():
+    chosen = profile("cifar10-16")
+    for path in chosen.shipped.glob("*.safetensors"):
+        metadata = checkpoint.read_metadata(path)
+        assert metadata["digest"] == digest(chosen, path.stem), path.stem
+        if path.stem in chosen.classifiers:
+            assert metadata["accuracy"] > 0.78  # held out of the training pictures
+    assert sum(path.stat().st_size for path in chosen.shipped.iterdir()) < 25e6
+
+
 def test_the_zoo_is_small_and_holds_nothing_else():
     files = list(DESK.shipped.glob("*.safetensors"))
     assert sorted(file.stem for file in files) == sorted(SHIPPED)
