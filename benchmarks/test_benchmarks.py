@@ -12,7 +12,7 @@ import torch
 from cleanfid.fid import frechet_distance as clean_fid
 from PIL import Image
 
-from analysis import measurements
+from analysis import judges
 from analysis.fid import FeatureStats, frechet_distance, matrix
 from gdd.data.images import to_uint8
 from gdd.sampling import generate
@@ -79,8 +79,9 @@ def test_matrix_against_clean_fid_pair_by_pair():
 def test_generator_to_distance_against_png_files(tmp_path: Path):
     """The same network, seeds and features; the peers' way writes a PNG per image and reads it
     back."""
-    generator, real = checkpoint.load(zoo.path("gdd-i")), measurements.real_stats("desk")
-    extractor = measurements.summaries_of("desk").extractor
+    generator = checkpoint.load(zoo.path("gdd-i"))
+    real = judges.real("desk", judges.judges("desk")[0], "data")
+    extractor = judges.summaries("desk", "digits").extractor
 
     def in_memory():
         batches = generate(generator, range(1797), sampler="one-step")
