@@ -2,7 +2,7 @@
 for:
 
     table = analysis.measure(gdd.load("gdd-i"), model="gdd-i", seeds=range(64))     # activations
-    distance = analysis.rel_fid("gdd-i", "teacher", analysis.extractor("digits"))
+    distance = analysis.rel_fid("gdd-i", "teacher", analysis.extractor("inception"))
 """
 
 # ruff: noqa: F401

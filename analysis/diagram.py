@@ -37,7 +37,7 @@ def draw_method(frozen: Mapping[str, bool], share: float, *, ax: Axes | None = N
     """The generator and its discriminator above, a block of the generator's UNet below."""
     ax = ax or plt.gca()
     top = [("noise z\n$80\\,z,\\ \\sigma = 80$", PLAIN), ("UNet, from\nthe teacher", "#f0e3da"),
-           ("image", PLAIN), ("features\n(ImageNet)", FROZEN), ("random\nprojection", FROZEN),
+           ("image", PLAIN), ("pretrained\nfeatures", FROZEN), ("random\nprojection", FROZEN),
            ("heads", TRAINED), ("GAN loss", PLAIN)]  # yapf: disable
     for place, (text, color) in enumerate(top):
         _box(ax, place, 4.2, text, color, height=0.9)

@@ -21,7 +21,7 @@ SWD = "swd"
 
 @dataclass(frozen=True)
 class Judge:
-    """The name of its distance, such as `FD1797[digits]`, and how it is computed."""
+    """The name of its distance, such as `FD10k[lite2@64]`, and how it is computed."""
 
     metric: str
     summarise: Callable[[Source | Statistics], Any]

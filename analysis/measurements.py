@@ -24,7 +24,7 @@ KINDS = ("abs", "rel", "rel, disjoint seeds")
 
 
 def metric(profile_name: str) -> str:
-    """The name of a profile's usual distance, such as `FD1797[digits]`."""
+    """The name of a profile's usual distance, such as `FD10k[lite2@64]`."""
     chosen = profile(profile_name)
     return metric_of(chosen.extractors[0], chosen.n)
 

@@ -1,7 +1,7 @@
 """Distances between sources as a tidy table: every metric, every pair, over several ranges of
 seeds.
 
-    abs_fid("gdd-i", "digits", extractor)               # a generator against a data set
+    abs_fid("gdd-i", "data.zip", extractor)             # a generator against a data set
     rel_fid("gdd-i", "mine.pkl@heun:18", extractor)     # two generators, the same seeds
 """
 

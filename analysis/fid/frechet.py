@@ -202,8 +202,8 @@ def bootstrap_interval(a: Tensor, b: Tensor, *, draws: int, level: float = 0.95,
 
 
 def label(extractor: str, n: int | None = None, metric: str = "FD") -> str:
-    """`FID50k` for Inception features, `FID50k[clean]` for another resize, `FD1797[digits]` for any
-    other; n may be unknown."""
+    """`FID50k` for Inception features, `FID50k[clean]` for another resize, `FD10k[lite2@64]` for
+    any other; n may be unknown."""
     size = "" if n is None else f"{n // 1000}k" if n % 1000 == 0 else str(n)
     network, _, mode = extractor.partition(":")
     if network != "inception":
