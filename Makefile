@@ -10,10 +10,11 @@ INSTALL := $(RUN) -m pip install -q --disable-pip-version-check
 .DEFAULT_GOAL := figures
 
 figures: $(STAMP)  ## every figure, in figures/$(PROFILE); RETRAIN=1 trains everything from nothing first; ONLY=fig03
-	$(RUN) -m analysis.figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(RETRAIN),--retrain)
+	$(RUN) -m analysis.figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(RETRAIN),--retrain) $(if $(DEVICE),--device $(DEVICE))
 
-seeds: $(STAMP)  ## every run but the teachers with further training seeds, measured into figures/$(PROFILE)/seeds.csv
-	$(RUN) -m analysis.figures --profile $(PROFILE) --seeds
+seeds: $(STAMP)  ## every run but the teachers with further training seeds, measured into figures/$(PROFILE)/seeds.csv; RUNS=gdd,gdd-i@1 RETRAIN=1 DEVICE=cuda
+	$(RUN) -m analysis.figures --profile $(PROFILE) --seeds $(if $(RUNS),--runs $(RUNS)) $(if $(RETRAIN),--retrain) \
+		$(if $(DEVICE),--device $(DEVICE))
 
 test: $(STAMP)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -117,7 +117,7 @@ def _steady(panel: str, least: float) -> Callable[[Tables], Finding]:
 def _teacher(tables: Tables) -> Finding:
     """The one-step GDD beside its teacher's own sampler, by its ranges of sampling seeds."""
     table = tables.get("fig05_19_samples")
-    if table is None or len(table) < 2:
+    if table is None or (table := table[table["run"] != "real"]).empty:
         return Finding(ABSENT, "Figures 5 to 19 have not been made")
     teacher, finals = table.iloc[0], _finals(tables)
     if finals is None or "GDD" not in set(finals["run"]):
@@ -129,7 +129,7 @@ def _teacher(tables: Tables) -> Finding:
         said = HOLDS if row["high"] < teacher["distance"] else (
             FAILS if row["low"] > teacher["distance"] else OPEN)
     here = f"GDD {row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g}), teacher " \
-           f"{teacher['distance']:.3g} at NFE {teacher['nfe']}"
+           f"{teacher['distance']:.3g} at NFE {teacher['nfe']:.0f}"
     return Finding(said, here, row["mean"] / teacher["distance"], row["low"] / teacher["distance"],
                    row["high"] / teacher["distance"], int(row["training_seeds"]))
 

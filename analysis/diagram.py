@@ -5,12 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
-
-from gdd.denoiser import Denoiser
-from gdd.freezing import freeze
 
 TRAINED, FROZEN, PLAIN = "#f4c9a8", "#b9cfe3", "#ffffff"
 # layers of a block with attention, in the order of the signal: column, row
@@ -21,6 +17,11 @@ _BLOCK = {"norm0": (0, 1), "conv0": (1, 1), "norm1": (2, 1), "conv1": (3, 1), "n
 def frozen_layers(network: Mapping[str, Any], policy: str) -> tuple[dict[str, bool], float]:
     """Of each kind of layer inside the blocks of a network whether `policy` freezes it, and the
     share of all weights that it freezes."""
+    import torch
+
+    from gdd.denoiser import Denoiser
+    from gdd.freezing import freeze
+
     with torch.device("meta"):
         denoiser = Denoiser.from_config(network)
     report = freeze(denoiser, policy)

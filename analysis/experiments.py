@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,15 +20,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analysis import tables
 from analysis.extractors import evaluator, extractor, new_classifier
 from analysis.fid.arrays import array_headers, read_array
 from gdd.cli import end_with_parent
-from gdd.config import Keep, TrainConfig
+from gdd.config import ONE_CPU, Keep, TrainConfig
 from gdd.data.images import Images, open_images
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.profiles import Profile, profile
 from gdd.reading import Budget
+from gdd.sampling import available_device
 from gdd.training.classifier import train_classifier
 from gdd.training.folder import snapshot_name
 from gdd.training.run import run as train_run
@@ -37,6 +39,7 @@ from gdd.weights import checkpoint, download
 
 REAL = "real.npz"  # among a profile's shipped files: real images
 T = TypeVar("T")
+DEVICE = "GDD_DEVICE"  # what runs are trained and measured on, in every process; else the CPU
 TEACHER_THREADS = 2  # every other run waits for the teacher; its bits depend on their number
 
 
@@ -49,6 +52,11 @@ class Run:
     denoiser: Denoiser
     config: TrainConfig
     log: pd.DataFrame
+
+
+def device() -> str:
+    """cpu, cuda or mps. Raises ValueError if the one asked for is not there."""
+    return str(available_device(os.environ.get(DEVICE) or "cpu"))
 
 
 def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = False) -> None:
@@ -133,9 +141,12 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
 
     start = load_start(chosen, config, find, name)
     begin = time.monotonic()
-    label, evaluate = evaluator(chosen, extractor(chosen.extractors[0], chosen), chosen.n, config)
+    judge = extractor(chosen.extractors[0], chosen, device())
+    label, evaluate = evaluator(chosen, judge, chosen.n, config)
+    hardware = replace(ONE_CPU, accelerator=device().partition(":")[0])  # type: ignore[arg-type]
     train_run(run_folder(chosen, name), config, open_images(config.data), start.network,
               start.backbones, distance=start.distance, dtype=torch.float16, evaluate=evaluate,
+              hardware=hardware,
               keep=Keep(ticks=max(8, config.total_images // 100_000), snapshots=chosen.snapshots),
               bar_position=(current_process()._identity or (1, ))[0] - 1,
               provenance={"name": name, "digest": digest(chosen, name)})  # yapf: disable
@@ -161,6 +172,16 @@ def _train_classifier(name: str, chosen: Profile) -> str:
                 "config": asdict(settings), "accuracy": accuracy}  # yapf: disable
     checkpoint.write_tensors(run_folder(chosen, name) / "final.safetensors", half, metadata)
     return f"held-out accuracy {accuracy:.1%}"
+
+
+def at_hand(profile_name: str) -> list[str]:
+    """The runs that figures can show: all, where they measure live; else those that are trained and
+    measured."""
+    chosen = profile(profile_name)
+    if chosen.live:
+        return list(chosen.runs)
+    measured = set(tables.read("seeds", profile_name)["run"])
+    return [name for name in chosen.runs if name in measured and finished(chosen, name)]
 
 
 def obtain(name: str, profile_name: str) -> Run:

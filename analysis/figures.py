@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -52,7 +52,7 @@ FIGURES = {
                     {"seed_ranges": 0}),
     "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100}),
     "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
-    "ablations": Figure("ablations", (), {}, needs="ablations"),
+    "ablations": Figure("ablations", ("gdd", "gdd-i"), {}, needs="ablations"),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
 }  # yapf: disable
 
@@ -75,10 +75,16 @@ class Figures:
     to figures/PROFILE/explore, beside the committed figures."""
     seeds: bool = False
     """Train the runs with further seeds and write figures/PROFILE/seeds.csv; no notebook is run."""
+    runs: str = ""
+    """With --seeds: comma-separated runs, such as gdd,gdd-i@1; default: all."""
+    device: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
+    """What runs are trained and measured on; as many at once as there are cores, on one GPU too."""
     jobs: int = 0
     """Notebooks at once; default: one a core."""
     fresh: bool = False
     """Execute notebooks of which nothing has changed, too."""
+    redraw: bool = False
+    """Draw again from the csv files that are there, in seconds; nothing is measured."""
     list: bool = False
     """Say what each figure is made from and whether it is stale, and make none."""
     ship: bool = False
@@ -92,9 +98,12 @@ def main(args: Figures) -> None:
                      if not figure.needs or getattr(chosen, figure.needs)]  # yapf: disable
     figures = {key: require(key, FIGURES, "figure") for key in keys}
     parameters = _parameters(args.param, figures)
+    os.environ |= {"GDD_DEVICE": args.device}
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
+    if args.redraw:
+        return _redraw(figures, args.profile)
     from analysis import experiments
     from gdd.training.start import finished, missing_files
 
@@ -106,6 +115,8 @@ def main(args: Figures) -> None:
     needed = [run for run in chosen.runs if any(fnmatch(run, pattern) for pattern in patterns)]
     if args.retrain and not args.only:
         needed = list(chosen.runs)  # also what no figure shows, such as a conditional generator
+    if not (chosen.live or args.retrain or args.seeds):
+        needed = _measured(args.profile, needed)
     work = chosen.live or args.retrain or args.seeds or any(
         finished(chosen, run) is None for run in needed)
     if work and (lacking := missing_files(chosen)):
@@ -114,12 +125,39 @@ def main(args: Figures) -> None:
     if args.seeds:
         from analysis.surveys import survey
 
-        return survey(args.profile)
+        return survey(args.profile, [run.strip() for run in args.runs.split(",") if run.strip()],
+                      retrain=args.retrain)
     with on_interrupt(lambda: "stopped; finished runs and figures stay, and the same command makes "
                       "the others, each run from its last tick"):
         if not args.list:
             experiments.train_missing(needed, args.profile, retrain=args.retrain)
         _execute(figures, args, parameters)
+
+
+def _redraw(figures: Mapping[str, Figure], profile_name: str) -> None:
+    from analysis.redraw import redraw
+
+    folder = FIGURES_FOLDER / profile(profile_name).name
+    for key, figure in figures.items():
+        if any(folder.glob(f"{figure.notebook.partition('_')[0]}*.csv")):
+            print(f"{key}: {', '.join(redraw(figure.notebook, profile_name, folder)) or 'nothing'}")
+
+
+def _measured(profile_name: str, needed: list[str]) -> list[str]:
+    """Of the needed runs of a profile whose measuring takes hours those that can be shown. Raises
+    ValueError if that is none."""
+    from analysis.experiments import at_hand
+
+    shown, command = at_hand(profile_name), f"make seeds PROFILE={profile_name}"
+    teacher = profile(profile_name).teacher
+    if lacking := [run for run in needed if run not in shown]:
+        print(
+            f"not trained or not measured yet, and left out: {', '.join(lacking)}; `{command}` "
+            "goes on with them", flush=True)
+    if teacher not in shown:
+        raise ValueError(f"profile {profile_name} has nothing to show before `{command}` has "
+                         f"trained and measured {teacher}")
+    return [run for run in needed if run in shown]
 
 
 def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str, Any]) -> None:
@@ -253,10 +291,11 @@ def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: st
 
 
 def rounded(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table as it is drawn and written: numbers to four significant digits."""
-    from analysis import tables
-
-    return tables.rounded(table)
+    """The table with numbers to four significant digits: what is drawn and what is written, so
+    that another processor's rounding changes neither."""
+    floats = table.select_dtypes("float").columns
+    exact = {name: table[name].map(lambda x: float(f"{x:.4g}")) for name in floats}
+    return table.assign(**exact)
 
 
 def read_seeds(profile_name: str) -> "pd.DataFrame":

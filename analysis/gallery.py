@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from gdd.files import write_atomically
+from gdd.profiles import profile
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#5a5a5a;--paper:#fff;--line:#d8d8d8;
@@ -24,7 +25,7 @@ a{color:var(--link)}figure{margin:0 0 1rem}figcaption,.soft{color:var(--soft);fo
 img{max-width:100%;height:auto;background:#fff;padding:.5rem;box-sizing:border-box}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
-td:first-child{min-width:9rem}
+td:first-child{min-width:4rem}.card td:first-child{min-width:9rem}
 .said{white-space:nowrap;font-weight:600}.holds{color:#1a7f37}.fails{color:#c1440e}
 .open{color:var(--soft)}
 @media (prefers-color-scheme:dark){.holds{color:#57c275}.fails{color:#f08b5d}}
@@ -36,6 +37,10 @@ img{max-height:80vh}details::details-content{content-visibility:visible}
 a{color:inherit;text-decoration:none}}
 """
 _KIND = {"holds": "holds", "does not hold": "fails"}
+# Figures 5 to 19, in the order of the paper's text: profiles, and runs of each
+_PAPER = {"cifar10": "CIFAR-10", "cifar10-cond": "CIFAR-10, class-conditional", "afhqv2": "AFHQv2",
+          "ffhq": "FFHQ", "imagenet64": "ImageNet"}  # yapf: disable
+_MODELS = {"": "EDM", "gdd": "GDD", "gdd-i": "GDD-I"}
 
 
 def write_page(folder: Path, title: str) -> None:
@@ -44,6 +49,7 @@ def write_page(folder: Path, title: str) -> None:
     if (folder / "claims.csv").is_file():
         parts += ["<h2>Do the paper's claims hold here?</h2>", _scorecard(folder)]
     parts += [_figure(picture) for picture in sorted(folder.glob("*.png"))]
+    parts += ["<h2>Figures 5 to 19 at the paper's scale</h2>", _samples(folder)]
     if tables := sorted(folder.glob("table*.csv")):
         parts += ["<h2>Tables</h2>", *map(_table, tables)]
     write_atomically(folder / "index.html", _page(title, parts).encode())
@@ -106,6 +112,25 @@ def _figure(picture: Path) -> str:
     return (f'<h2 id="{html.escape(stem)}">{html.escape(title)}</h2><figure>'
             f'<img src="{html.escape(stem)}.png" alt="{alt}" loading="lazy"><figcaption>'
             f"{html.escape(text)} {_linked(links)}</figcaption></figure>")
+
+
+def _samples(folder: Path) -> str:
+    """Where each of the paper's pages of samples is, or how it is made: its weights and data are
+    not ours to ship."""
+    rows, number = ["<tr><th>figure</th><th>data set</th><th>model</th><th></th></tr>"], 5
+    for name, data in _PAPER.items():
+        page = folder.parent / name / "fig05_19_samples.png"
+        make = f"make figures PROFILE={name} ONLY=fig05"
+        teacher = profile(name).teacher
+        for run, model in _MODELS.items():
+            first = f"python -m gdd train {name}-{run}" if run else \
+                f"python -m gdd download {teacher}"
+            there = f'<a href="../{name}/index.html#fig05_19_samples">made here</a>'
+            how = there if page.is_file() else \
+                f"not made here: <code>{first}</code>, then <code>{make}</code>"
+            rows.append(f"<tr><td>{number}</td><td>{data}</td><td>{model}</td><td>{how}</td></tr>")
+            number += 1
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def _heading(notebook: Path) -> str:

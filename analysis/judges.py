@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from analysis import fid
+from analysis.experiments import device
 from analysis.extractors import extractor, stats_of
 from analysis.fid.sources import Source, Statistics, open_source
 from analysis.fid.summaries import Summaries
@@ -40,7 +41,7 @@ def judges(profile_name: str) -> tuple[Judge, ...]:
 @cache
 def summaries(profile_name: str, name: str) -> Summaries:
     """Where the feature statistics of a judge are kept while a process lives."""
-    return Summaries(extractor(name, profile(profile_name)))
+    return Summaries(extractor(name, profile(profile_name), device()))
 
 
 def _frechet(profile_name: str, name: str) -> Judge:

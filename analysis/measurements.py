@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 
 from analysis import tables
-from analysis.experiments import obtain, obtain_at
+from analysis.experiments import device, obtain, obtain_at
 from analysis.fid.sources import Source, of_checkpoint, of_denoiser, open_source
 from analysis.judges import Judge, in_memory, judges, metric_of, real, summaries
 from gdd.profiles import Profile, profile
 from gdd.sampling import sampler_of
-from gdd.training.start import digest
 
 KINDS = ("abs", "rel", "rel, disjoint seeds")
 
@@ -35,7 +34,7 @@ def generated(name: str, sampler: str, profile_name: str, index: int, images: in
     images, if a number is given."""
     n = profile(profile_name).n
     path = obtain_at(name, profile_name, images)
-    return in_memory(of_checkpoint(path, sampler)(range(index * n, (index + 1) * n)))
+    return in_memory(of_checkpoint(path, sampler, device())(range(index * n, (index + 1) * n)))
 
 
 def distances(points: Sequence[tuple[str, str]], profile_name: str, *, student: str = "",
@@ -78,7 +77,7 @@ def rows(judge: Judge, name: str, sampler: str, profile_name: str, index: int, *
             "run": run, "training_seed": config.seed, "sampler": sampler,
             "kind": kind, "against": against, "distance": judge.distance(
                 judge.summarise(source), reference), "metric": judge.metric, "n": n, "seeds":
-            f"{index * n}-{(index + 1) * n - 1}", "digest": digest(chosen, name)}
+            f"{index * n}-{(index + 1) * n - 1}", "digest": tables.stamp(chosen, name, against)}
 
 
 def _measured_before(points: Sequence[tuple[str, str]], profile_name: str, student: str,
@@ -137,13 +136,22 @@ def _floor(judge: Judge, profile_name: str, ranges: int) -> pd.DataFrame:
 
 def spearman(table: pd.DataFrame, x: str = "x") -> pd.DataFrame:
     """Rank correlation of the mean distance with `x` for each kind, over the points that all kinds
-    have, with their number; none below 5 points."""
-    means = table.groupby(["kind", x])["distance"].mean().unstack("kind").dropna().reset_index()
+    have, with their number; none below 5 points. `low` and `high` are those of the single training
+    seeds, or of the ranges of sampling seeds where there is one training seed; `of` counts them."""
+    means = table.groupby(["kind", x])["distance"].mean().unstack("kind").dropna()
     kinds = [kind for kind in KINDS if kind in means]
-    enough = len(means) >= 5
-    rho = [means[x].corr(means[kind], method="spearman") if enough else float("nan")
-           for kind in kinds]  # yapf: disable
-    return pd.DataFrame({"kind": kinds, "spearman": rho, "points": len(means)})
+    enough, points = len(means) >= 5, table[table[x].isin(means.index)]
+    repeated = "training_seed" if points["training_seed"].nunique() > 1 else "seeds"
+    rows = []
+    for kind in kinds:
+        rho = means.index.to_series().corr(means[kind], method="spearman")
+        single = points[points["kind"] == kind].groupby([repeated, x])["distance"].mean()
+        apart = single.unstack(x).dropna()  # of those that have all the points
+        each = pd.Series([row.index.to_series().corr(row, method="spearman")
+                          for _, row in apart.iterrows()], dtype=float)  # yapf: disable
+        found = [rho, each.min(), each.max()] if enough else [float("nan")] * 3
+        rows.append([kind, *found, len(means), len(apart)])
+    return pd.DataFrame(rows, columns=["kind", "spearman", "low", "high", "points", "of"])
 
 
 def class_agreement(name: str, profile_name: str, *, index: int = 0) -> float:

@@ -86,8 +86,9 @@ def plot_floor(distance: float, *, ax: Axes) -> Axes:
 
 
 def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Figure 4: distance against training images, a line per `run` from its log, an open symbol
-    where it was measured live.
+    """Figure 4: distance against training images, a line per `run` from the logs, through the means
+    of its training seeds in a band of their least and largest; an open symbol where it was measured
+    live.
 
     Columns images, distance, run, training_seed, metric, and source (log or live).
     """
@@ -96,8 +97,11 @@ def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     apart = table["images"].max() / 1000 * 0.025  # open symbols stand side by side
     for place, (run, rows) in enumerate(groups):
         color, marker = MODELS[str(run)]
-        logged = rows[rows["source"] == "log"]
-        ax.plot(logged["images"] / 1000, logged["distance"], marker=marker, color=color, label=run)
+        logged = rows[rows["source"] == "log"].groupby("images")["distance"]
+        along = logged.agg(["mean", "min", "max"])
+        thousands = along.index / 1000
+        ax.plot(thousands, along["mean"], marker=marker, color=color, label=run)
+        ax.fill_between(thousands, along["min"], along["max"], color=color, alpha=0.2, linewidth=0)
         if (live := rows[rows["source"] == "live"]).empty:
             continue
         means, span = _means(live, "images")
@@ -236,6 +240,17 @@ def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> 
     ax.imshow(grid if c == 3 else grid[..., 0], cmap="gray", vmin=0, vmax=255,
               interpolation="nearest")
     ax.set_axis_off()
+    return ax
+
+
+def plot_pairs(images: np.ndarray, others: np.ndarray, distances: pd.Series, *,
+               ax: Axes | None = None) -> Axes:
+    """Images (N,C,H,W) in a row, below each another one, and the distance of the two."""
+    ax = plot_images(np.concatenate([images, others]), columns=len(images), ax=ax)
+    height, width = images.shape[2] + 1, images.shape[3] + 1
+    for place, distance in enumerate(distances):
+        ax.text((place + 0.5) * width - 1, 2 * height, f"{distance:.3f}", ha="center", va="top",
+                fontsize=6.5)
     return ax
 
 

@@ -28,12 +28,17 @@ from gdd.weights import checkpoint
 
 def ship(profile_name: str) -> None:
     """Copy the trained runs to the profile's folder of shipped weights; a generator with frozen
-    weights keeps only what differs from its teacher's file. Raises ValueError if one is not
-    trained."""
+    weights keeps only what differs from its teacher's file. Raises ValueError if none is trained;
+    what is not yet is named and left out."""
     chosen = profile(profile_name)
     if chosen.shipped is None:
         raise ValueError(f"profile {profile_name} ships no weights")
-    names = [name for name in (*chosen.classifiers, *chosen.runs) if name not in chosen.unshipped]
+    wanted = [name for name in (*chosen.classifiers, *chosen.runs) if name not in chosen.unshipped]
+    names = [name for name in wanted if finished(chosen, name)]
+    if not names:
+        raise ValueError(f"no run of {profile_name} is trained; `make figures RETRAIN=1` trains it")
+    if lacking := [name for name in wanted if name not in names]:
+        print(f"not trained yet: {', '.join(lacking)}")
     for name in names:
         _copy(name, chosen)
     if not chosen.live:  # else the data are at hand wherever figures are made
@@ -44,8 +49,7 @@ def ship(profile_name: str) -> None:
 def _copy(name: str, chosen: Profile) -> None:
     assert chosen.shipped is not None
     source, target = finished(chosen, name), chosen.shipped / f"{name}.safetensors"
-    if source is None:
-        raise ValueError(f"{name} is not trained; `make figures RETRAIN=1` trains all")
+    assert source is not None
     if source == target:
         return
     if name in chosen.classifiers or chosen.config(name).freeze == "none":

@@ -1,6 +1,7 @@
 """The tables of a profile that are measured once and read by the figures: figures/PROFILE/NAME.csv.
 
-A row whose `digest` is not that of the run as it would be trained today is stale, and left out.
+A row whose `digest` is not that of the run as it would be trained today, and of the run that it is
+compared with, is stale, and left out.
 """
 
 import io
@@ -11,7 +12,7 @@ import pandas as pd
 
 from analysis import figures
 from gdd.files import write_atomically
-from gdd.profiles import profile
+from gdd.profiles import Profile, profile
 from gdd.reading import open_regular, quoted
 from gdd.training.start import digest
 
@@ -22,16 +23,8 @@ def path(name: str, profile_name: str) -> Path:
     return figures.FIGURES_FOLDER / profile(profile_name).name / f"{name}.csv"
 
 
-def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with numbers to four significant digits: what is drawn and what is written, so
-    that another processor's rounding changes neither."""
-    floats = table.select_dtypes("float").columns
-    exact = {name: table[name].map(lambda x: float(f"{x:.4g}")) for name in floats}
-    return table.assign(**exact)
-
-
 def write(table: pd.DataFrame, name: str, profile_name: str) -> None:
-    content = rounded(table).to_csv(index=False, lineterminator="\n").encode()
+    content = figures.rounded(table).to_csv(index=False, lineterminator="\n").encode()
     write_atomically(path(name, profile_name), content)
 
 
@@ -49,9 +42,18 @@ def read(name: str, profile_name: str) -> pd.DataFrame:
     if lacking := {"run", "training_seed"} - set(table):
         raise ValueError(f"{quoted(file)} lacks the column {lacking.pop()}")
     names = table["run"].astype(str) + "@" + table["training_seed"].astype(str)
-    known = {*chosen.runs, *chosen.networks}
-    todays = {name: digest(chosen, name) for name in set(names) if name.partition("@")[0] in known}
-    return table[names.map(todays) == table["digest"]].reset_index(drop=True)
+    against = table["against"] if "against" in table else pd.Series("", table.index)
+    known, pairs = {*chosen.runs, *chosen.networks}, list(zip(names, against, strict=True))
+    todays = {pair: stamp(chosen, *pair) for pair in set(pairs)
+              if pair[0].partition("@")[0] in known}  # yapf: disable
+    fresh = [todays.get(pair) == found for pair, found in zip(pairs, table["digest"], strict=True)]
+    return table[pd.Series(fresh, table.index, dtype=bool)].reset_index(drop=True)
+
+
+def stamp(chosen: Profile, name: str, against: str = "") -> str:
+    """What a row of the run `name`, measured against images or against another run, is made of."""
+    own = digest(chosen, name)
+    return f"{own}+{digest(chosen, against)}" if against in chosen.runs else own
 
 
 def _load(file: Path, **options: Any) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.tables import rounded
+from analysis.figures import rounded
 from gdd.files import write_atomically
 from gdd.profiles import Profile, profile, profiles
 

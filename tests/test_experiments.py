@@ -165,3 +165,16 @@ def test_correlations_are_over_the_points_that_all_kinds_have_and_none_below_fiv
     few = table[table["x"] < 5]
     assert measurements.spearman(few)["points"].tolist() == [4, 4]
     assert measurements.spearman(few)["spearman"].isna().all()
+
+
+def test_intervals_of_correlations_are_those_of_the_single_seeds():
+    rows = [("abs", x, seed, y) for seed, ys in enumerate(([1, 2, 3, 4, 5], [1, 2, 3, 5, 4]))
+            for x, y in enumerate(ys)]
+    table = pd.DataFrame(rows, columns=["kind", "x", "training_seed", "distance"])
+    (found, ) = measurements.spearman(table).to_dict("records")
+    assert (found["low"], found["high"], found["of"]) == (pytest.approx(0.9), 1.0, 2)
+    ranges = table.rename(columns={"training_seed": "seeds"}).assign(training_seed=0)
+    (alone, ) = measurements.spearman(ranges).to_dict("records")
+    assert (alone["low"], alone["of"]) == (pytest.approx(0.9), 2)
+    lacking = table[(table["training_seed"] == 0) | (table["x"] > 0)]  # one seed has all points
+    assert measurements.spearman(lacking)["of"].tolist() == [1]

@@ -1,6 +1,7 @@
 """What the figures command writes, where, and what it leaves alone."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis import activation_plots, figures, gallery, notebooks, plots
+from gdd.profiles import presets, profiles
+from gdd.profiles.paper import TEACHERS
 
 mpl.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +108,27 @@ def test_the_gallery_shows_a_folders_figures(tmp_path):
     assert "fig&lt;.csv" in page
 
 
+def test_the_gallery_names_all_of_the_papers_pages_and_how_to_make_them(tmp_path):
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    gallery.write_page(folder, "Figures")
+    page = (folder / "index.html").read_text()
+    for number in range(5, 20):
+        assert f"<td>{number}</td>" in page
+    assert page.count("not made here") == 15
+    named = set(re.findall(r"gdd train ([\w-]+)", page))
+    assert len(named) == 10
+    assert named <= set(presets())
+    assert set(re.findall(r"gdd download ([\w-]+)", page)) <= set(TEACHERS)
+    assert set(re.findall(r"PROFILE=([\w-]+) ONLY=fig05", page)) < set(profiles())
+    (tmp_path / "ffhq").mkdir()
+    (tmp_path / "ffhq" / "fig05_19_samples.png").write_bytes(b"")
+    gallery.write_page(folder, "Figures")
+    page = (folder / "index.html").read_text()
+    assert page.count("not made here") == 12
+    assert 'href="../ffhq/index.html#fig05_19_samples"' in page
+
+
 def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
     from analysis import measurements
     from gdd.profiles import profile
@@ -114,11 +138,14 @@ def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
     assert figures.read_seeds("desk").empty
     (tmp_path / "desk").mkdir()
     todays = digest(profile("desk"), "gdd@1")
-    rows = [("gdd", 1, todays, 1.0), ("gdd", 2, "another", 2.0), ("gdd-i", 1, todays, 3.0)]
-    table = pd.DataFrame(rows, columns=["run", "training_seed", "digest", "distance"])
-    table = table.assign(against="data", metric=measurements.metric("desk"))
+    both = f"{todays}+{digest(profile('desk'), 'k-step-1')}"
+    rows = [("gdd", 1, "data", todays, 1.0), ("gdd", 2, "data", "another", 2.0),
+            ("gdd-i", 1, "data", todays, 3.0), ("gdd", 1, "k-step-1", both, 4.0),
+            ("gdd", 1, "k-step-1", f"{todays}+another", 5.0)]  # of another student
+    columns = ["run", "training_seed", "against", "digest", "distance"]
+    table = pd.DataFrame(rows, columns=columns).assign(metric=measurements.metric("desk"))
     table.to_csv(tmp_path / "desk" / "seeds.csv", index=False)
-    assert figures.read_seeds("desk")["distance"].tolist() == [1.0]
+    assert figures.read_seeds("desk")["distance"].tolist() == [1.0, 4.0]
 
 
 def test_activation_plot_runs_from_red_to_blue_and_from_0_to_1():

@@ -36,7 +36,8 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     folder = tmp_path / "figures" / "patches"
     figures = ("fig01_overview", "fig02_rel_fid", "fig03_activations", "fig04_consistency",
                "fig05_19_samples", "spectrum")
-    files = [f"{name}.{kind}" for name in figures for kind in ("csv", "pdf", "png", "txt")]
+    pictures = (*figures, "fig05_19_neighbours")
+    files = [f"{name}.{kind}" for name in pictures for kind in ("csv", "pdf", "png", "txt")]
     files += [f"table{k}.{kind}" for k in range(1, 7) for kind in ("csv", "md", "tex")]
     assert sorted(f.name for f in folder.iterdir()) == sorted([
         "claims.csv", "index.html", "notebooks", *files])
@@ -90,9 +91,24 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     assert along.groupby("images").size().to_dict() == {80: 32, 160: 32}
     assert set(memory["run"]) == {"edm", "gdd", "gdd-i"}
     assert memory[memory["of"] == "held-out"]["share_below"].between(0, 0.05).all()
+    curves, near = (pd.read_csv(folder / f"{name}.csv") for name in ("curves", "neighbours"))
+    assert set(curves["training_seed"]) == {0, 1}
+    assert set(curves["run"]) == {"gdd", "gdd-i", "cd", "cd-i", "gdd+cd"}
+    assert near.groupby("run").size().to_dict() == {"edm": 8, "gdd": 8, "gdd-i": 8}
+    before = {f: f.read_bytes() for f in folder.glob("*.csv")}
+    # what has rows of today is neither trained nor measured, wherever its weights are
+    (tmp_path / "runs" / "kept").rename(tmp_path / "elsewhere")
     again = command("analysis.figures", "--profile", kept, "--seeds", cwd=tmp_path)
     assert " trained " not in again
-    assert pd.read_csv(folder / "seeds.csv").equals(seeds)
+    assert " measured " not in again
+    (tmp_path / "elsewhere").rename(tmp_path / "runs" / "kept")
+    seeds[seeds["run"] != "cd"].to_csv(folder / "seeds.csv", index=False)
+    one = command("analysis.figures", "--profile", kept, "--seeds", "--runs", "cd,gdd",
+                  cwd=tmp_path)
+    assert " trained " not in one
+    assert one.count(" measured ") == 1
+    command("analysis.figures", "--profile", kept, "--seeds", "--runs", "cd@1", cwd=tmp_path)
+    assert {f: f.read_bytes() for f in folder.glob("*.csv")} == before
 
     command("analysis.figures", "--profile", kept, "--ship", cwd=tmp_path)
     shipped = {f.name for f in (tmp_path / "shipped").iterdir()}
@@ -108,4 +124,4 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     alone = table[table["run"] == "gdd-from-random"]
     assert set(alone["verdict"]) == {"not decided"}  # one training seed
     assert set(alone["beside"]) == {"gdd"}
-    assert len(list(folder.glob("*.png"))) == 8
+    assert len(list(folder.glob("*.png"))) == 9

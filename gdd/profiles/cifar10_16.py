@@ -16,7 +16,7 @@ NETWORK: dict[str, Any] = dict(
 
 TEACHER = TrainConfig(
     objective="edm", data=str(DATASETS / "cifar10-16x16.zip"), batch_size=128,
-    total_images=2_000_000, lr=2e-3, lr_warmup_images=10_240, lr_decay_images=1_000_000,
+    total_images=480_000, lr=2e-3, lr_warmup_images=10_240, lr_decay_images=240_000,
     betas=(0.9, 0.999), ema_halflife_images=50_000, ema_rampup=0.1, seed=0,
 )  # yapf: disable
 
@@ -45,7 +45,7 @@ FREEZING = {
 MORE = {
     **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
     **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
-    "teacher-tenth": replace(TEACHER, total_images=200_000, lr_decay_images=100_000),
+    "teacher-tenth": replace(TEACHER, total_images=48_000, lr_decay_images=24_000),
     "gdd-from-tenth": replace(SHORT, teacher="teacher-tenth"),
     "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
     "gdd-from-random": replace(SHORT, teacher="random"),
@@ -61,7 +61,7 @@ RUNS = {
     "k-step-2": replace(GDD, sampler="k-step:2"),
     "k-step-4": replace(GDD, sampler="k-step:4"),
     "two-step-0.8": replace(GDD, sampler="two-step:0.8"),
-    "cond-teacher": replace(TEACHER, total_images=1_000_000, lr_decay_images=500_000),
+    "cond-teacher": TEACHER,
     "cond-gdd-i": replace(GDD_I, teacher="cond-teacher"),
     **MORE, }
 
