@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import current_process, get_context
@@ -59,9 +59,9 @@ def device() -> str:
     return str(available_device(os.environ.get(DEVICE) or "cpu"))
 
 
-def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = False) -> None:
-    """Train every run of `names`, and what they need, that has no file of today's digest; `retrain`
-    trains all from nothing.
+def train_missing(names: Sequence[str], profile_name: str, *, anew: Collection[str] = ()) -> None:
+    """Train every run of `names`, and what they need, that has no file of today's digest; and
+    those of `anew` from nothing, whatever there is.
 
     Classifiers and teachers come first; then runs share the cores, the longest first, one thread
     each.
@@ -70,10 +70,9 @@ def train_missing(names: Sequence[str], profile_name: str, *, retrain: bool = Fa
     configs = {name: chosen.config(name) for name in names}
     teachers = {c.teacher for c in configs.values()} & chosen.runs.keys()
     needed = [*chosen.classifiers, *sorted(teachers), *(n for n in names if n not in teachers)]
-    if retrain:
-        for name in needed:
-            shutil.rmtree(run_folder(chosen, name), ignore_errors=True)
-    missing = [name for name in needed if retrain or finished(chosen, name) is None]
+    for name in set(needed).intersection(anew):
+        shutil.rmtree(run_folder(chosen, name), ignore_errors=True)
+    missing = [name for name in needed if name in anew or finished(chosen, name) is None]
     if not missing:
         return
     classifiers = [name for name in missing if name in chosen.classifiers]

@@ -39,18 +39,20 @@ class Figure:
     parameters: Mapping[str, Any]
     needs: str = ""  # a field of the profile, without which there is nothing to show
     after: tuple[str, ...] = ()  # figures whose tables it reads
+    judged: bool = False  # whether it takes distances of its runs' images
 
 
 FIGURES = {
     "fig01": Figure("fig01_overview", ("gdd", "gdd-i", "cd"), {"policy": "gdd-i"}),
     "fig02": Figure("fig02_rel_fid", ("teacher", "gdd", "k-step-*", "two-step-*"),
-                    {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}),
+                    {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}, judged=True),
     "fig03": Figure("fig03_activations", ("teacher", "gdd", "gdd-i"),
                     {"run": "", "n_images": 0, "steps": 18, "statistic": "mean_abs",
                      "part": "conv1"}),
     "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
-                    {"seed_ranges": 0}),
-    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100}),
+                    {"seed_ranges": 0}, judged=True),
+    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100},
+                    judged=True),
     "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
     "ablations": Figure("ablations", ("gdd", "gdd-i"), {}, needs="ablations"),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
@@ -130,7 +132,8 @@ def main(args: Figures) -> None:
     with on_interrupt(lambda: "stopped; finished runs and figures stay, and the same command makes "
                       "the others, each run from its last tick"):
         if not args.list:
-            experiments.train_missing(needed, args.profile, retrain=args.retrain)
+            anew = [*chosen.classifiers, *chosen.runs] if args.retrain else []
+            experiments.train_missing(needed, args.profile, anew=anew)
         _execute(figures, args, parameters)
 
 
@@ -165,6 +168,8 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
     RuntimeError if a notebook failed, after the others."""
     from analysis import notebooks
     from analysis.experiments import as_ready
+    from analysis.judges import sharing
+    from analysis.measurements import look
 
     chosen, tasks = profile(args.profile), {}
     for key, figure in figures.items():
@@ -183,11 +188,18 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
     jobs = args.jobs or os.cpu_count() or 1
     failures = []
     first = [key for key in tasks if not figures[key].after]
-    for stage in (first, [key for key in tasks if key not in first]):
-        for key, seconds, error in as_ready(_timed, [(key, tasks[key]) for key in stage], jobs):
-            shown = os.path.relpath(tasks[key].folder)
-            print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
-            failures += [key] if error else []
+    with sharing():
+        judged = {key: task for key, task in tasks.items() if figures[key].judged}
+        given = {**FIGURES["fig02"].parameters, **parameters}
+        looks = notebooks.images(list(judged.values()), given["seed_ranges"],
+                                 given["solver_steps"] if "fig02" in judged else [])
+        for _ in as_ready(look, looks, jobs):
+            pass
+        for stage in (first, [key for key in tasks if key not in first]):
+            for key, seconds, error in as_ready(_timed, [(key, tasks[key]) for key in stage], jobs):
+                shown = os.path.relpath(tasks[key].folder)
+                print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
+                failures += [key] if error else []
     for folder in {task.folder for task in tasks.values()} | {FIGURES_FOLDER / chosen.name}:
         if folder.is_dir():
             write_pages(folder, args.profile)
@@ -282,7 +294,7 @@ def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: st
     figure.savefig(png, format="png", metadata={"Software": None})
     nothing = {"CreationDate": None, "Producer": None, "Creator": None}
     figure.savefig(pdf, format="pdf", metadata=nothing | {"Title": name})
-    csv = rounded(table).to_csv(index=False, lineterminator="\n").encode()
+    csv = _counted(rounded(table)).to_csv(index=False, lineterminator="\n").encode()
     files = {"csv": csv, "png": png.getvalue(), "pdf": pdf.getvalue()}
     if caption:
         files["txt"] = f"{caption}\n".encode()
@@ -290,12 +302,20 @@ def save_figure(figure: "Picture", table: "pd.DataFrame", folder: Path, name: st
         write_atomically(folder / f"{name}.{kind}", content)
 
 
+def _counted(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Columns of whole numbers as such where there are gaps in them, too: 1, not 1.0."""
+    floats = table.select_dtypes("float")
+    whole = [name for name in floats if floats[name].dropna().map(float.is_integer).all()]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
 def rounded(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with numbers to four significant digits: what is drawn and what is written, so
-    that another processor's rounding changes neither."""
-    floats = table.select_dtypes("float").columns
-    exact = {name: table[name].map(lambda x: float(f"{x:.4g}")) for name in floats}
-    return table.assign(**exact)
+    """The table with numbers, but whole ones, to four significant digits: what is drawn and what is
+    written, so that another processor's rounding changes neither."""
+    def short(x: float) -> float:
+        return x if x.is_integer() else float(f"{x:.4g}")
+
+    return table.assign(**{name: table[name].map(short) for name in table.select_dtypes("float")})
 
 
 def read_seeds(profile_name: str) -> "pd.DataFrame":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from gdd.files import write_atomically
-from gdd.profiles import profile
+from gdd.profiles import profiles
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#5a5a5a;--paper:#fff;--line:#d8d8d8;
@@ -37,9 +37,6 @@ img{max-height:80vh}details::details-content{content-visibility:visible}
 a{color:inherit;text-decoration:none}}
 """
 _KIND = {"holds": "holds", "does not hold": "fails"}
-# Figures 5 to 19, in the order of the paper's text: profiles, and runs of each
-_PAPER = {"cifar10": "CIFAR-10", "cifar10-cond": "CIFAR-10, class-conditional", "afhqv2": "AFHQv2",
-          "ffhq": "FFHQ", "imagenet64": "ImageNet"}  # yapf: disable
 _MODELS = {"": "EDM", "gdd": "GDD", "gdd-i": "GDD-I"}
 
 
@@ -117,19 +114,17 @@ def _figure(picture: Path) -> str:
 def _samples(folder: Path) -> str:
     """Where each of the paper's pages of samples is, or how it is made: its weights and data are
     not ours to ship."""
-    rows, number = ["<tr><th>figure</th><th>data set</th><th>model</th><th></th></tr>"], 5
-    for name, data in _PAPER.items():
-        page = folder.parent / name / "fig05_19_samples.png"
-        make = f"make figures PROFILE={name} ONLY=fig05"
-        teacher = profile(name).teacher
-        for run, model in _MODELS.items():
-            first = f"python -m gdd train {name}-{run}" if run else \
-                f"python -m gdd download {teacher}"
-            there = f'<a href="../{name}/index.html#fig05_19_samples">made here</a>'
-            how = there if page.is_file() else \
-                f"not made here: <code>{first}</code>, then <code>{make}</code>"
-            rows.append(f"<tr><td>{number}</td><td>{data}</td><td>{model}</td><td>{how}</td></tr>")
-            number += 1
+    rows = ["<tr><th>figure</th><th>data set</th><th>model</th><th></th></tr>"]
+    for paper in sorted((p for p in profiles().values() if p.pages), key=lambda p: p.pages):
+        page = folder.parent / paper.name / "fig05_19_samples.png"
+        there = f'<a href="../{paper.name}/index.html#fig05_19_samples">made here</a>'
+        for place, (run, model) in enumerate(_MODELS.items()):
+            first = f"train {paper.name}-{run}" if run else f"download {paper.teacher}"
+            how = there if page.is_file() else (
+                f"not made here: <code>python -m gdd {first}</code>, then "
+                f"<code>make figures PROFILE={paper.name} ONLY=fig05</code>")
+            cells = paper.pages + place, html.escape(paper.title), model, how
+            rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 

@@ -2,9 +2,12 @@
 different ways, since one that is kin to the discriminator may be pleased where no other is.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +18,11 @@ from analysis.extractors import extractor, stats_of
 from analysis.fid.sources import Source, Statistics, open_source
 from analysis.fid.summaries import Summaries
 from analysis.fid.swd import projected_patches, sliced_wasserstein
+from gdd.files import scratch
 from gdd.profiles import Profile, profile
 
 SWD = "swd"
+SHARED = "GDD_SUMMARIES"  # names a folder through which processes share feature statistics
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,21 @@ def judges(profile_name: str) -> tuple[Judge, ...]:
 
 @cache
 def summaries(profile_name: str, name: str) -> Summaries:
-    """Where the feature statistics of a judge are kept while a process lives."""
-    return Summaries(extractor(name, profile(profile_name), device()))
+    """Where the feature statistics of a judge are kept while a process lives, or `SHARED` does."""
+    folder = os.environ.get(SHARED)
+    return Summaries(extractor(name, profile(profile_name), device()),
+                     cache=Path(folder) if folder else None)
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """While it lasts, this process and those that it starts share feature statistics."""
+    with scratch() as folder:
+        os.environ[SHARED] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ[SHARED]
 
 
 def _frechet(profile_name: str, name: str) -> Judge:
@@ -90,6 +108,6 @@ def _drawn(path: str, n: int) -> Source:
 
 
 def in_memory(source: Source) -> Source:
-    """The same images, made once for all judges."""
-    images = torch.cat(list(source.batches(range(source.n), 256)))
-    return replace(source, batches=lambda indices, size: iter(images[list(indices)].split(size)))
+    """The same images, made once for all judges, and not before one looks."""
+    made = cache(lambda: torch.cat(list(source.batches(range(source.n), 256))))
+    return replace(source, batches=lambda indices, size: iter(made()[list(indices)].split(size)))

@@ -6,6 +6,7 @@ summarises. A profile whose measuring takes hours has its rows in figures/PROFIL
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,14 @@ def generated(name: str, sampler: str, profile_name: str, index: int, images: in
     n = profile(profile_name).n
     path = obtain_at(name, profile_name, images)
     return in_memory(of_checkpoint(path, sampler, device())(range(index * n, (index + 1) * n)))
+
+
+def look(name: str, sampler: str, profile_name: str, index: int) -> None:
+    """Let the usual judge see a range of images, for the processes with which it shares what it
+    saw. What is wrong, they will say."""
+    torch.set_num_threads(1)
+    with suppress(ValueError, OSError):
+        judges(profile_name)[0].summarise(generated(name, sampler, profile_name, index))
 
 
 def distances(points: Sequence[tuple[str, str]], profile_name: str, *, student: str = "",

@@ -24,7 +24,7 @@ from analysis.figures import FIGURES
 from analysis.judges import judges
 from analysis.nearest import measured_neighbours, nearest_table
 from analysis.plots import TITLES
-from gdd.profiles import profile
+from gdd.profiles import profile, require
 from gdd.sampling import sampler_of
 from gdd.training.start import digest
 
@@ -33,11 +33,12 @@ Measure = Callable[[str, str], tuple[str, pd.DataFrame]]
 
 def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False) -> None:
     """Train and measure what is missing, of `runs` such as gdd or gdd@1 or of all, and write the
-    tables; `retrain` leaves nothing as it is. Raises ValueError on an unknown run."""
+    tables; `retrain` makes them anew, and without `runs` what they start from too. Raises
+    ValueError on an unknown run."""
     chosen = profile(profile_name)
     every = chosen.further_seeds() if chosen.live else [*chosen.runs, *chosen.further_seeds()]
     for name in runs:
-        chosen.config(name)
+        require(name, every, f"run that `make seeds PROFILE={profile_name}` measures,")
     names = [name for name in every if name in runs or not runs]
     plain = {name: name.partition("@")[0] for name in names}
     students = [name for name in names if plain[name] in ("gdd", "gdd-i")]
@@ -52,7 +53,9 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     todo = {table: asked if retrain else _missing(table, asked, profile_name)
             for table, (_, asked) in wanted.items()}  # yapf: disable
     missing = {name for asked in todo.values() for name in asked}
-    train_missing([name for name in every if name in missing], profile_name, retrain=retrain)
+    anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
+    train_missing([name for name in every if name in missing], profile_name,
+                  anew=anew if retrain else ())
     if missing:  # its images are what rel-distances are taken to
         train_missing([measurements.student_of(chosen)], profile_name)
     for table, (measure, _) in wanted.items():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
-from analysis import figures, tables, verdicts
+from analysis import figures, judges, measurements, notebooks, surveys, tables, verdicts
 from analysis.fid import swd
 from analysis.nearest import nearest
 from gdd import sampling
@@ -148,3 +148,34 @@ def test_network_calls_are_counted(sampler):
 
     sampling.parse_sampler(sampler)(denoise, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
     assert sampling.network_calls(sampler) == len(calls)
+
+
+def test_what_one_process_has_looked_at_another_does_not_make_again(monkeypatch):
+    monkeypatch.setattr(judges, "summaries", judges.summaries.__wrapped__)  # a process's own memory
+    with judges.sharing():
+        measurements.look("gdd", "one-step", "desk", 0)
+        before = measurements.distances([("gdd", "one-step")], "desk", seed_ranges=1)
+        monkeypatch.setattr("analysis.fid.sources.generate", None)
+        measurements.generated.cache_clear()
+        again = measurements.distances([("gdd", "one-step")], "desk", seed_ranges=1)
+    pd.testing.assert_frame_equal(before, again)
+    assert judges.SHARED not in judges.os.environ
+
+
+def test_images_that_several_notebooks_need_are_made_once_and_the_dearest_first(tmp_path):
+    tasks = [
+        notebooks.Task("fig02_rel_fid", "smoke", {}, ["teacher", "gdd", "k-step-4"], tmp_path),
+        notebooks.Task("fig04_consistency", "smoke", {}, ["gdd", "cd"], tmp_path)]
+    made = notebooks.images(tasks, 2, [6])
+    assert len(made) == len(set(made)) == 2 * 5
+    assert [sampler for _, sampler, _, _ in made[::2]] == [
+        "heun:18", "heun:6", "k-step:4", "one-step", "one-step"]
+    assert {index for *_, index in made} == {0, 1}
+    assert notebooks.images([], 2, [6]) == []
+
+
+def test_an_unknown_run_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="did you mean gdd@2 or gdd@1"):
+        surveys.survey("desk", ["gdd@9"])
+    with pytest.raises(ValueError, match="run that"):
+        surveys.survey("desk", ["gdd"])  # its seed 0 comes with the package

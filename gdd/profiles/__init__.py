@@ -62,6 +62,7 @@ class Profile:
     test: str = ""  # other images of the same kind, that no training sees
     files: tuple[str, ...] = ()  # public ones, beside those of its runs: of what judges
     reference: str = ""  # what generators are measured against, if not the data: statistics
+    pages: int = 0  # the first of the paper's three pages of samples of it, in Figures 5 to 19
     unshipped: tuple[str, ...] = ()  # runs whose weights do not come with the package
     shipped: Path | None = None  # folder of weights that come with the package
 

@@ -55,7 +55,7 @@ def runs_of(gdd: TrainConfig) -> dict[str, TrainConfig]:
     return {"gdd": gdd, **others, **frozen}
 
 
-def paper_profile(name: str, title: str, data: str, teacher: str, backbone: str, *,
+def paper_profile(name: str, title: str, data: str, teacher: str, backbone: str, *, pages: int,
                   official_images: int = 64, **changes: Any) -> Profile:
     """The official command's weights: of every 64 images, a process's (ImageNet: 128), the
     adversarial losses are summed, R1 (gamma 1e-4) and the consistency loss (1) are means, so that
@@ -71,5 +71,5 @@ def paper_profile(name: str, title: str, data: str, teacher: str, backbone: str,
         name=name, title=title, real="training images", data=gdd.data,
         classes=network.get("label_dim", 0), networks={teacher: network}, runs=runs_of(gdd),
         extractors=("inception", "clip"), n=50_000, reference=str(CHECKPOINTS / f"{data}.npz"),
-        training_seeds=(42, 43, 44),
+        training_seeds=(42, 43, 44), pages=pages,
     )  # yapf: disable
