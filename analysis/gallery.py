@@ -31,7 +31,7 @@ td:first-child{min-width:4rem}.card td:first-child{min-width:9rem}
 @media (prefers-color-scheme:dark){.holds{color:#57c275}.fails{color:#f08b5d}}
 @media (max-width:40rem){.card tr:first-child{display:none}.card tr{display:block;padding:.5rem 0;
 border-bottom:1px solid var(--line)}.card td{display:block;border:0;padding:.1rem 0}}
-summary{cursor:pointer;margin:.4rem 0}
+code{overflow-wrap:anywhere}summary{cursor:pointer;margin:.4rem 0}
 @media print{body{max-width:none;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
 img{max-height:80vh}details::details-content{content-visibility:visible}
 a{color:inherit;text-decoration:none}}
@@ -98,9 +98,11 @@ def _figure(picture: Path) -> str:
     # explored figures lie in folders of their own, below that of the notebooks
     homes = [f / "notebooks" for f in (folder, *folder.parents) if (f / "notebooks").is_dir()]
     title = stem.replace("_", " ")
-    for name in (stem, stem.partition("-")[0], stem.partition("_")[0]):
-        if homes and (found := homes[0] / f"{name}.ipynb").is_file():
-            title = _heading(found) if name == stem else title
+    notebooks = homes[0].glob("*.ipynb") if homes else ()
+    for found in sorted(notebooks, key=lambda f: -len(f.stem)):  # fig05_x of fig05_x_more
+        if stem.startswith(found.stem):
+            more = stem.removeprefix(found.stem).strip("-_")
+            title = _heading(found) + (f" ({more})" if more else "")
             links.append(("notebook", os.path.relpath(found, folder)))
             if (page := found.with_suffix(".html")).is_file():
                 links.append(("as a page", os.path.relpath(page, folder)))

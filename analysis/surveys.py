@@ -54,9 +54,9 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
             for table, (_, asked) in wanted.items()}  # yapf: disable
     missing = {name for asked in todo.values() for name in asked}
     anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
-    train_missing([name for name in every if name in missing], profile_name,
-                  anew=anew if retrain else ())
-    if missing:  # its images are what rel-distances are taken to
+    if missing:  # and the student, whose images rel-distances are taken to
+        train_missing([name for name in every if name in missing], profile_name,
+                      anew=anew if retrain else ())
         train_missing([measurements.student_of(chosen)], profile_name)
     for table, (measure, _) in wanted.items():
         _measure(table, measure, todo[table], every, profile_name)

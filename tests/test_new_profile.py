@@ -36,7 +36,7 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     folder = tmp_path / "figures" / "patches"
     figures = ("fig01_overview", "fig02_rel_fid", "fig03_activations", "fig04_consistency",
                "fig05_19_samples", "spectrum")
-    pictures = (*figures, "fig05_19_neighbours")
+    pictures = (*figures, "fig05_19_samples_nearest")
     files = [f"{name}.{kind}" for name in pictures for kind in ("csv", "pdf", "png", "txt")]
     files += [f"table{k}.{kind}" for k in range(1, 7) for kind in ("csv", "md", "tex")]
     assert sorted(f.name for f in folder.iterdir()) == sorted([
