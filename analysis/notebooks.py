@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from analysis import tables
 from gdd.files import ROOT, scratch, write_atomically
 from gdd.profiles import profile
 from gdd.reading import read_json
@@ -79,16 +80,16 @@ def inputs(task: Task) -> dict[str, str]:
     for path in sorted(
             f for package in ("gdd", "analysis") for f in (ROOT / package).rglob("*.py")):
         code.update(path.read_bytes())
-    tables = hashlib.sha256()
+    measured = hashlib.sha256()
     for path in sorted(task.folder.glob("*.csv")):
-        if path.stem in ("seeds", "snapshots", "memory", "floor"):  # those that `make seeds` writes
-            tables.update(path.read_bytes())
+        if path.stem in tables.MEASURED:
+            measured.update(path.read_bytes())
     return {
         "the notebook": hashlib.sha256(source(
             task.notebook).read_bytes()).hexdigest(), "its parameters": json.dumps(
                 dict(task.parameters), sort_keys=True), "the code": code.hexdigest(), "a run":
         json.dumps({name: digest(chosen, name) for name in task.runs}), "a measured table":
-        tables.hexdigest()}
+        measured.hexdigest()}
 
 
 def stale(task: Task) -> str:

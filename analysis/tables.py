@@ -16,6 +16,7 @@ from gdd.profiles import Profile, profile
 from gdd.reading import open_regular, quoted
 from gdd.training.start import digest
 
+MEASURED = ("seeds", "curves", "snapshots", "memory", "neighbours", "floor")  # by `make seeds`
 _MOST = 1 << 27  # bytes of a table
 
 
