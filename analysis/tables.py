@@ -34,9 +34,9 @@ def read(name: str, profile_name: str) -> pd.DataFrame:
     file."""
     chosen, file = profile(profile_name), path(name, profile_name)
     if not file.exists():
-        return pd.DataFrame(columns=[
-            "run", "training_seed", "sampler", "kind", "against", "distance", "metric", "n",
-            "seeds", "digest", "draw"])
+        words = ["run", "sampler", "kind", "against", "metric", "seeds", "digest"]
+        numbers = dict.fromkeys(("training_seed", "n", "draw"), int) | {"distance": float}
+        return pd.DataFrame(columns=[*words, *numbers]).astype(numbers)  # else no number would be
     table = _load(file, keep_default_na=False)
     if "digest" not in table:
         return table

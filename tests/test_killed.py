@@ -185,7 +185,7 @@ def test_save_figure_by_many_at_once_and_killed_leaves_whole_files(server, tmp_p
     last.start()
     last.join()
     assert last.exitcode == 0
-    assert (tmp_path / "f.csv").read_text() == "x\n9.0\n"
+    assert (tmp_path / "f.csv").read_text() == "x\n9\n"
     assert leftovers(tmp_path) == []
 
 
