@@ -114,7 +114,7 @@ def stale(task: Task) -> str:
 def images(tasks: Sequence[Task], seed_ranges: int,
            solver_steps: Sequence[int]) -> list[tuple[str, str, str, int]]:
     """What notebooks of one profile take distances of, dearest first: run, sampler, profile and
-    range of seeds. Where each measured for itself, half the time would go into the same images."""
+    range of seeds: they share what is made of these, so no images are made twice."""
     if not tasks or not (chosen := profile(tasks[0].profile)).live:
         return []
     runs = {chosen.teacher, *(run for task in tasks for run in task.runs)}
