@@ -4,17 +4,14 @@ A notebook's cells tagged `draw` take what is in their table and nothing else th
 second tag names the csv file of the table, which in the notebook is what the cells above made.
 """
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis import tables
 from gdd.files import ROOT
-from gdd.reading import quoted, read_regular
-
-_MOST = 1 << 27  # bytes of a csv file
 
 
 def redraw(notebook: str, profile_name: str, folder: Path) -> list[str]:
@@ -31,14 +28,7 @@ def redraw(notebook: str, profile_name: str, folder: Path) -> list[str]:
         elif kind == "draw":
             for name in table:
                 if name not in drawn:
-                    drawn[name] = _read(folder / f"{name}.csv")
+                    drawn[name] = tables.load(folder / f"{name}.csv")
                     names["table"] = drawn[name]
             exec("".join(cell["source"]), names)
     return list(drawn)
-
-
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(io.BytesIO(read_regular(file, _MOST)))
-    except ValueError as error:
-        raise ValueError(f"{quoted(file)} is no table of a figure: {quoted(error)}") from None

@@ -14,7 +14,6 @@ from analysis import figures
 from gdd.files import write_atomically
 from gdd.profiles import Profile, profile
 from gdd.reading import open_regular, quoted
-from gdd.training.start import digest
 
 MEASURED = ("seeds", "curves", "snapshots", "memory", "neighbours", "floor")  # by `make seeds`
 _MOST = 1 << 27  # bytes of a table
@@ -37,7 +36,7 @@ def read(name: str, profile_name: str) -> pd.DataFrame:
         words = ["run", "sampler", "kind", "against", "metric", "seeds", "digest"]
         numbers = dict.fromkeys(("training_seed", "n", "draw"), int) | {"distance": float}
         return pd.DataFrame(columns=[*words, *numbers]).astype(numbers)  # else no number would be
-    table = _load(file, keep_default_na=False)
+    table = load(file, keep_default_na=False)
     if "digest" not in table:
         return table
     if lacking := {"run", "training_seed"} - set(table):
@@ -53,11 +52,13 @@ def read(name: str, profile_name: str) -> pd.DataFrame:
 
 def stamp(chosen: Profile, name: str, against: str = "") -> str:
     """What a row of the run `name`, measured against images or against another run, is made of."""
+    from gdd.training.start import digest  # imports torch, which who only loads does without
+
     own = digest(chosen, name)
     return f"{own}+{digest(chosen, against)}" if against in chosen.runs else own
 
 
-def _load(file: Path, **options: Any) -> pd.DataFrame:
+def load(file: Path, **options: Any) -> pd.DataFrame:
     """A csv file. Raises ValueError if it is none."""
     with open_regular(file) as opened:
         content = opened.read(_MOST + 1)
@@ -74,7 +75,7 @@ def of_figures(profile_name: str) -> dict[str, pd.DataFrame]:
     none."""
     folder = path("", profile_name).parent
     files = [*sorted(folder.glob("fig*.csv")), *folder.glob("spectrum.csv")]
-    found = {file.stem: _load(file) for file in files}
+    found = {file.stem: load(file) for file in files}
     if not found:
         raise ValueError(f"{folder} has no figures yet; `python -m analysis.figures` makes them")
     return found

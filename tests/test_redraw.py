@@ -88,7 +88,7 @@ def test_a_damaged_csv_is_one_line(tmp_path):
                          env=os.environ | {"GDD_FIGURES": str(tmp_path)})
     assert ran.returncode == 2
     assert ran.stderr.count("\n") == 1
-    assert "fig04_consistency.csv is no table of a figure" in ran.stderr
+    assert "fig04_consistency.csv is no table: " in ran.stderr
 
 
 @given(arrays(np.uint8, st.tuples(*[st.integers(1, 5)] * 4)))
