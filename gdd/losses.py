@@ -4,14 +4,19 @@ Logits come as a list with one tensor (N,L) per backbone, as `ProjectedDiscrimin
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from gdd.sampling import Denoise, ladder_sigma
+
+Taps = Sequence[Sequence[Tensor]]  # of images: each backbone's feature maps
 
 
 def edm_loss(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, noise: Tensor,
@@ -45,12 +50,27 @@ def discriminator_loss(logits: Sequence[Tensor], real: bool,
     return torch.stack([value.mean(dim=1) for value in values]).sum(dim=0)
 
 
-def r1_penalty(real_logits: Sequence[Tensor], real: Tensor) -> Tensor:
-    """|d sum(logits) / d image|^2 on real images (Mescheder et al. 2018), (N,), before gamma/2;
-    `real` must require grad."""
-    total = torch.stack([logits.sum() for logits in real_logits]).sum()
-    (gradient, ) = torch.autograd.grad(total, real, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3))
+def r1_penalty(features: Callable[[Tensor], Taps], logits: Callable[[Taps], Sequence[Tensor]],
+               real: Tensor) -> Tensor:
+    """|d sum(logits(features(x))) / d x|^2 on real images x (Mescheder et al. 2018), (N,), before
+    gamma/2. It trains what `logits` depends on; `features` are frozen.
+
+    With J = d features / d x and slopes v = d sum / d features it is |J'v|^2, whose gradient is
+    that of 2 (J J'v) v at fixed J J'v: forward mode gives it, where a second backward pass would go
+    through a frozen network for its weights too, group by group of depthwise convolutions.
+    """
+    made = features(real := real.detach().requires_grad_())
+    leaves = [[tap.detach().requires_grad_() for tap in taps] for taps in made]
+    total = torch.stack([x.sum() for x in logits(leaves)]).sum()
+    slopes = torch.autograd.grad(total, [*chain(*leaves)], create_graph=True)
+    (gradient, ) = torch.autograd.grad([*chain(*made)], real, [v.detach() for v in slopes])
+    with warnings.catch_warnings(), dual_level():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of torch.jit
+        moved = chain(*features(make_dual(real.detach(), gradient)))
+        changes = [unpack_dual(tap).tangent for tap in moved]
+    products = [(u * v).flatten(1).sum(dim=1) for u, v in zip(changes, slopes, strict=True)]
+    twice = 2 * torch.stack(products).sum(dim=0)  # in value twice the penalty
+    return gradient.square().sum(dim=(1, 2, 3)) + twice - twice.detach()
 
 
 def heun_step(denoise: Callable[..., Tensor], x: Tensor, sigma: Tensor, target: Tensor,

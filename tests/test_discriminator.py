@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gdd.backbones import TimmBackbone
+from gdd.backbones import TimmBackbone, fold_batch_norms
 from gdd.discriminator import HEAD_WIDTHS, BatchNorm, ProjectedDiscriminator, RandomProjection
 
 
@@ -26,16 +26,16 @@ def test_measured_sizes_of_the_papers_discriminator(papers):
 
 
 @torch.no_grad()
-def test_vgg_taps_are_the_papers_slices(papers):
-    vgg = papers.backbones[0].eval()
+def test_vgg_taps_are_the_papers_slices(tmp_path):
+    network = trained_norms(timm.create_model("vgg16_bn", pretrained=False).eval())
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    vgg = TimmBackbone("vgg16_bn", tmp_path / "w.safetensors").eval()
     x = torch.rand(1, 3, 224, 224) * 2 - 1
-    features = timm.create_model("vgg16_bn", pretrained=False).eval().features
-    features.load_state_dict(vgg.network.features.state_dict(), strict=False)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     y = ((x + 1) / 2 - mean[:, None, None]) / std[:, None, None]
     for tap, (first, last) in zip(vgg(x), ((0, 13), (13, 23), (23, 33), (33, 43)), strict=True):
-        y = features[first:last](y)
-        assert torch.allclose(tap, y, atol=1e-5)
+        y = network.features[first:last](y)
+        assert torch.allclose(tap, y, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -60,6 +60,44 @@ def test_backbones_take_weights_from_a_file(tmp_path):
         TimmBackbone("no_such_net")
     with pytest.raises(ValueError, match="backbone test_efficientnet"):
         TimmBackbone("test_efficientnet", tmp_path / "w.safetensors")
+
+
+class Shared(nn.Module):
+    """A convolution whose output another layer takes too."""
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x + self.norm(x)
+
+
+def trained_norms(network):
+    """The network with statistics and weights that training could leave."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                nn.init.normal_(tensor, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "left"), [("tf_efficientnet_lite0", 0), ("resnet18", 0),
+                                            ("densenet121", 62), ("test_vit", 0)])
+def test_frozen_batch_norms_are_folded_where_a_convolution_feeds_them(name, left):
+    torch.manual_seed(0)
+    network = trained_norms(timm.create_model(name, pretrained=False).eval()).double()
+    folded = fold_batch_norms(network, 224)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
+    x = torch.rand(1, 3, 224, 224).double()
+    assert torch.allclose(folded(x), network(x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_norm_that_shares_its_convolution_stays():
+    network = trained_norms(Shared()).eval()
+    assert fold_batch_norms(network, 8) is network
 
 
 def test_classes_decide_the_logits(backbone):

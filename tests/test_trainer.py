@@ -169,9 +169,9 @@ def test_only_the_unet_computes_in_reduced_precision(precision, digits, monkeypa
         distances.add((a.dtype, b.dtype, torch.is_autocast_enabled("cpu")))
         return (a - b).square().mean((1, 2, 3))
 
-    def r1_penalty(logits, real):
-        penalty = original(logits, real)
-        penalties.add((logits[0].dtype, real.dtype, penalty.dtype))
+    def r1_penalty(features, logits, real):
+        penalty = original(features, logits, real)
+        penalties.add((real.dtype, penalty.dtype))
         return penalty
 
     original = losses.r1_penalty
@@ -191,7 +191,7 @@ def test_only_the_unet_computes_in_reduced_precision(precision, digits, monkeypa
     assert {(out, on) for _, out, on in unet} == {(low, True)}
     assert others == {(torch.float32, torch.float32, False)}
     assert distances == {(torch.float32, torch.float32, False)}
-    assert penalties == {(torch.float32, torch.float32, torch.float32)}
+    assert penalties == {(torch.float32, torch.float32)}
     assert {p.dtype for p in state.generator.parameters()} == {torch.float32}
     assert state.generator(torch.zeros(1, 1, 8, 8), 1.0).dtype == torch.float32
 
@@ -238,8 +238,8 @@ def test_r1_is_a_step_of_its_own_on_every_kth_batch_but_the_first(tiny, digits, 
     added = [b - a for a, b in pairwise(counts)]
     assert added == [1, 1, 1, 2, 1, 1, 2, 1]
     assert with_r1 == [n == 2 for n in added]
-    # the generator's fakes, the discriminator's fakes and reals, and reals once more
-    assert calls == [n + 2 for n in added]
+    # the generator's fakes, the discriminator's fakes and reals, and reals twice for R1
+    assert calls == [3 if n == 1 else 5 for n in added]
     assert adam_steps(state.optimizer) == 8
 
 

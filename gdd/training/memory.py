@@ -9,6 +9,7 @@ from weakref import finalize
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -40,7 +41,9 @@ def estimate(
     group = config.d_batch_norm_images if "gdd" in config.objective else 0
     config = replace(config, batch_size=micro_batch_size * (1 if single else 2),
                      d_batch_norm_images=group)
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    # BatchNorm's forward mode leaves tensors on "meta" (PyTorch 2.15)
+    on_cpu = functorch.patch(fake_tensor_prefer_device_type="cpu")
+    with warnings.catch_warnings(), on_cpu, FakeTensorMode(allow_non_fake_inputs=True) as mode:
         # copies of networks do, harmlessly
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         engine = _Dry(config, replace(ONE_CPU, micro_batch_size=micro_batch_size))

@@ -289,9 +289,9 @@ def r1_step(state: TrainState, batch: Batch) -> None:
     engine.zero_grad(state.d_optimizer, config.d_lr * _lazy(config) * _lr_rate(state))
     for rows in engine.micro_batches(len(batch.real)):
         part = batch.part(rows)
-        real = part.real.detach().requires_grad_()
         discriminator.iterate(rows.start == 0)
-        penalty = losses.r1_penalty(discriminator(real, part.labels), real)
+        logits = partial(discriminator.logits, labels=part.labels)
+        penalty = losses.r1_penalty(discriminator.features, logits, part.real)
         weight = config.r1_interval * config.r1_gamma / 2
         engine.backward(weight * metrics.mean("r1", penalty))
     state.metrics |= engine.step(state.d_optimizer, metrics)
