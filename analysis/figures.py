@@ -55,6 +55,8 @@ FIGURES = {
                     judged=True),
     "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
     "ablations": Figure("ablations", ("gdd", "gdd-i"), {}, needs="ablations"),
+    "editing": Figure("editing", ("teacher", "gdd-i", "k-step-4", "cond-gdd-i"),
+                      {"n_images": 64, "mask": "right", "steps": 50}),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
 }  # yapf: disable
 
