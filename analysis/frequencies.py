@@ -27,25 +27,16 @@ def measure_blocks(denoiser: Denoiser, images: Tensor, sigmas: Sequence[float], 
     found: dict[tuple[str, str, int], Tensor] = {}
     network: Any = denoiser.model
     level, handles = 0, []
-    widths = {name: module.out_channels for name, module in network.enc.items()
-              if "aux" not in name}  # yapf: disable
-    skips = list(widths.values())
 
     def note(name: str, width: int) -> None:
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            split = {"backbone": inputs[0][:, :-width], "skip": inputs[0][:, -width:]}
-            for part, x in split.items():
+            for part, x in split(inputs[0], width).items():
                 found[name, part, level] = band_energy(x, BANDS).mean(dim=0).cpu()
 
         handles.append(network.dec[name].register_forward_pre_hook(hook))
 
-    previous = skips[-1]
-    for name, module in network.dec.items():
-        if "aux" in name:
-            continue
-        if module.in_channels != previous:
-            note(name, skips.pop())
-        previous = module.out_channels
+    for name, width in skip_widths(network).items():
+        note(name, width)
     noise = draw_latents(range(len(images)), images.shape[1:])[0].to(images)
     try:
         with torch.inference_mode():
@@ -62,6 +53,24 @@ def measure_blocks(denoiser: Denoiser, images: Tensor, sigmas: Sequence[float], 
             "band": band, "share": float(share), "white": float(white[band]), "n": len(images)}
             for band, share in enumerate(shares)]  # yapf: disable
     return pd.DataFrame(rows)
+
+
+def skip_widths(network: Any) -> dict[str, int]:
+    """Of each decoder block that takes a skip how many channels that has, the last of its input."""
+    skips = [module.out_channels for name, module in network.enc.items() if "aux" not in name]
+    previous, found = skips[-1], {}
+    for name, module in network.dec.items():
+        if "aux" in name:
+            continue
+        if module.in_channels != previous:
+            found[name] = skips.pop()
+        previous = module.out_channels
+    return found
+
+
+def split(x: Tensor, width: int) -> dict[str, Tensor]:
+    """A decoder block's input (N,C,H,W) by where it comes from."""
+    return {"backbone": x[:, :-width], "skip": x[:, -width:]}
 
 
 def measure_steps(denoiser: Denoiser, seeds: Sequence[int], *, model: str,
