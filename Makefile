@@ -6,7 +6,7 @@ RUN     := $(VENV)/bin/python
 STAMP   := $(VENV)/installed
 INSTALL := $(RUN) -m pip install -q --disable-pip-version-check
 
-.PHONY: figures seeds test test-older-cpus lint bench audit clean
+.PHONY: figures seeds test test-older-cpus lint bench docs audit clean
 .DEFAULT_GOAL := figures
 
 figures: $(STAMP)  ## every figure, in figures/$(PROFILE); RETRAIN=1 trains everything from nothing first; ONLY=fig03
@@ -29,12 +29,15 @@ test-older-cpus: $(STAMP)
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
-	$(RUN) -m yapf --diff --recursive gdd analysis examples tests benchmarks
+	$(RUN) -m yapf --diff --recursive gdd analysis examples tests benchmarks docs
 	$(RUN) -m mypy
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
 
 bench: $(STAMP)  ## ours against named peers, as ratios in one run
 	$(RUN) -m pytest benchmarks -o testpaths=benchmarks -s
+
+docs: $(STAMP)  ## the pages of docs/ as a site, in site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 audit: $(STAMP)  ## known holes in what requirements.lock pins; without a network it only warns
 	@found=$$($(RUN) -m pip_audit --disable-pip --require-hashes -r requirements.lock 2>&1); code=$$?; \
@@ -48,7 +51,7 @@ audit: $(STAMP)  ## known holes in what requirements.lock pins; without a networ
 	esac
 
 clean:  ## everything but trained runs
-	rm -rf $(VENV) figures/smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) figures/smoke build site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml

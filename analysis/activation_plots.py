@@ -2,7 +2,8 @@
 how much there is to see. No torch, no measuring, no files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +18,7 @@ from analysis.plots import PAGE
 DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)
 MARKERS = "osD^v<>Pphd*"
 PLACES = ["side", "depth", "block"]
+SIDES = ("encoder", "decoder", "all")  # all: the layers of a network without EDM's names
 
 
 def plot_lines(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -53,8 +55,9 @@ def plot_map(table: pd.DataFrame, *, ax: Axes | None = None, labels: bool = True
         ratio = values.max(axis=1) / values.min(axis=1)
         noise = 100 * (spread / values).mean(axis=1)
         for place, (most, percent) in enumerate(zip(ratio, noise, strict=True)):
-            ax.text(values.shape[1] - 0.3, place, f"x{most:.1f}  {percent:.0f}%", fontsize=6.5,
-                    va="center")
+            digits = 1 if most >= 1.05 else 2
+            ax.text(values.shape[1] - 0.3, place, f"x{most:.{digits}f}  {percent:.0f}%",
+                    fontsize=6.5, va="center")
     _sigma_axis(table, ax)
     return ax
 
@@ -76,7 +79,7 @@ def colorbar(axes: Sequence[Axes], label: str, *, powers: bool = True) -> None:
                           aspect=30, pad=0.02)
     low, high = axes[0].images[0].get_clim()
     ticks = [low, (low + high) / 2, high]
-    bar.set_ticks(ticks, labels=[f"{2.0**x if powers else x:g}" for x in ticks])
+    bar.set_ticks(ticks, labels=[f"{2.0**x if powers else x:.3g}" for x in ticks])
     bar.ax.tick_params(labelsize=6.5, length=2)
     bar.outline.set_visible(False)
     bar.set_label(label, fontsize=6.5)
@@ -89,7 +92,7 @@ def plot_bands(table: pd.DataFrame, band: int, *, ax: Axes | None = None,
     ax = ax or plt.gca()
     shares = _pivot(table[table["index"] == band], "value")
     _image(shares.where(shares > 0), ax, vmin=0, vmax=1, cmap="viridis", labels=labels)
-    _sigma_axis(table, ax)
+    _sigma_axis(table, ax, ticks=3)
     return ax
 
 
@@ -133,39 +136,57 @@ def plot_channels(table: pd.DataFrame, *, ax: Axes | None = None, labels: bool =
 
 
 def plot_page(table: pd.DataFrame) -> Figure:
-    """Figure 3 of one model, whatever the statistic: a row for each process and part."""
+    """Figure 3 of one model, whatever the statistic: a row for each process and part. A block's
+    name in the map has the colour of its line."""
     statistic = table["statistic"].iloc[0]
     groups = list(table.groupby(["process", "part"], sort=False))
     bands = table["index"].nunique() if statistic == "bands" else 1
-    columns = {"bands": bands, "channel": 1}.get(statistic, 3)
+    lines = 1 if set(table["side"]) == {"all"} else 2
+    columns = {"bands": bands, "channel": 1}.get(statistic, lines + 1)
     blocks = table[["side", "block"]].drop_duplicates().shape[0]
     figure, axes = plt.subplots(len(groups), columns, squeeze=False, layout="constrained",
                                 figsize=(PAGE, len(groups) * max(0.12 * blocks + 0.7, 1.9)))
     for row, ((process, part), chosen) in zip(axes, groups, strict=True):
-        name = process if part == "conv1" else f"{process}, {part}"
+        name = process if part in ("conv1", "output") else f"{process}, {part}"
         if statistic == "bands":
             for band, ax in enumerate(row):
                 plot_bands(chosen, band, ax=ax, labels=band == 0)
-                ax.set_title(f"{name}: band {band}" if band == 0 else f"band {band}", loc="left")
+                ax.set_title(f"band {band}", loc="left")
+            row[0].set_ylabel(name)
         elif statistic == "channel":
             plot_channels(chosen, ax=row[0])
             row[0].set_title(name, loc="left")
         else:
-            for ax, side in zip(row, ("encoder", "decoder"), strict=False):
-                part_of = chosen[chosen["side"] == side]
-                if part_of.empty:
-                    ax.set_axis_off()
-                    continue
-                plot_lines(part_of, ax=ax)
-                ax.set_title(f"{side}, {name}", loc="left")
-            row[1].set_ylabel("")
-            plot_map(chosen, ax=row[2])
-            row[2].set_title("over each mean", loc="left")
+            _plot_scalar(chosen, row, process)
+            ending = _shared_ending(chosen["block"])
+            row[-1].set_title(part if part != "output" else ending and f"*{ending}", loc="left")
     if statistic == "bands":
         colorbar(axes[-1], "share of a block's spectral power", powers=False)
     elif statistic == "channel":
         colorbar(axes[-1], "step, from noise (0) to image", powers=False)
     return figure
+
+
+def _plot_scalar(table: pd.DataFrame, axes: Sequence[Axes], process: str) -> None:
+    """Lines for each side, then the map of all blocks, whose names have the colours of their
+    lines."""
+    *panels, last = axes
+    sides = [side for side in SIDES if (table["side"] == side).any()]
+    for ax, side in zip(panels, sides, strict=False):
+        plot_lines(table[table["side"] == side], ax=ax)
+        ax.set_title(process if side == "all" else f"{side}, {process}", loc="left")
+    for ax in panels[len(sides):]:
+        ax.set_axis_off()
+    for ax in panels[1:]:
+        ax.set_ylabel("")
+    values = _pivot(table, "value")
+    over = values.div(values.mean(axis=1), axis=0)
+    most = float(np.maximum(over, 1 / over).max(axis=None))
+    plot_map(table, ax=last, limit=next((x for x in (1.1, 1.25, 1.5) if most <= x), 2.0))
+    colorbar([last], "over each block's mean")
+    lines = [line for ax in panels for line in ax.get_lines()]
+    for label, line in zip(last.get_yticklabels(), lines, strict=True):
+        label.set_color(line.get_color())
 
 
 def describe(table: pd.DataFrame) -> str:
@@ -176,24 +197,36 @@ def describe(table: pd.DataFrame) -> str:
         "denoising": "denoising real images with noise added, n = {n}", }
     what = "; ".join(inputs[process].format(n=n, last=n - 1) for process, n in counts.items())
     steps, outputs = table["step"].nunique(), " and ".join(table["part"].unique())
-    return (f"{', '.join(table['model'].unique())}, EMA weights: {table['statistic'].iloc[0]} of "
-            f"each block's {outputs}, mean over images, at the {steps} levels of EDM's ladder "
-            f"({what}). Lines: min-max normalised over the levels for each block. Maps: over each "
-            "block's mean; beside a row its largest over its smallest value, and the standard "
-            "deviation over images in per cent.")
+    weights, span = ", EMA weights", ""
+    if "all" in set(table["side"]):  # of a network that is not known here
+        weights, span = "", " from sigma {1:.3g} to {0:.3g}".format(
+            *table["sigma"].agg(["min", "max"]))
+    return (
+        f"{', '.join(table['model'].unique())}{weights}: {table['statistic'].iloc[0]} of "
+        f"each block's {outputs}, mean over images, at the {steps} levels of EDM's ladder{span} "
+        f"({what}). Lines: min-max normalised over the levels for each block. Maps: over each "
+        "block's mean; beside a row its largest over its smallest value, and the standard "
+        "deviation over images in per cent.")
 
 
 def _by_execution(index: pd.Index) -> pd.Index:
     """Encoder before decoder, outside in and inside out."""
-    if index.name == "side":
-        return index.map({"encoder": 0, "decoder": 1})
-    return index
+    return index.map(SIDES.index) if index.name == "side" else index
 
 
 def _pivot(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Blocks in order of execution x steps; channels, if there are several, averaged."""
     found = table.pivot_table(index=PLACES, columns="step", values=column, aggfunc="mean")
     return found.sort_index(key=_by_execution)
+
+
+def _shared_ending(blocks: Iterable[str]) -> str:
+    """What the dotted names of several layers all end in, such as .conv2."""
+    ends = [block.split(".")[:0:-1] for block in dict.fromkeys(blocks)]
+    if len(ends) < 2:
+        return ""
+    shared = takewhile(lambda same: len(set(same)) == 1, zip(*ends, strict=False))
+    return "".join(f".{same[0]}" for same in list(shared)[::-1])
 
 
 def _image(grid: pd.DataFrame, ax: Axes, *, vmin: float, vmax: float, cmap: str,
@@ -203,16 +236,19 @@ def _image(grid: pd.DataFrame, ax: Axes, *, vmin: float, vmax: float, cmap: str,
     border = int((sides == "encoder").sum())
     if 0 < border < len(grid):
         ax.axhline(border - 0.5, color="black", linewidth=0.8)
-    names = [f"{side[:3]} {block}" for side, _, block in grid.index]
+    ending = len(_shared_ending(grid.index.get_level_values("block")))
+    names = [
+        block[:len(block) - ending] if side == "all" else f"{side[:3]} {block}"
+        for side, _, block in grid.index]
     ax.set_yticks(range(len(grid)), names if labels else [""] * len(grid), fontsize=6.5)
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
 
 
-def _sigma_axis(table: pd.DataFrame, ax: Axes, *, offset: int = 0) -> None:
+def _sigma_axis(table: pd.DataFrame, ax: Axes, *, offset: int = 0, ticks: int = 4) -> None:
     steps = table.drop_duplicates("step").sort_values("step")
-    shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))]
+    shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, ticks).round().astype(int))]
     ax.set_xticks(shown["step"] + offset, [
         f"{step + 1}\n{sigma:.2g}"
         for step, sigma in zip(shown["step"], shown["sigma"], strict=True)])

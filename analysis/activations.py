@@ -4,7 +4,8 @@ block, at every noise level.
     python -m analysis.activations --ckpt gdd-i [--statistic mean_abs] [--part conv1]
 
 Two processes are measured: `sampling`, while the model runs EDM's solver from pure noise, and
-`denoising`, while it denoises real images with noise added at the same levels.
+`denoising`, while it denoises real images with noise added at the same levels. `measure` takes any
+network that is a denoiser, or that `analysis.adapters` makes one of, and its layers by name.
 """
 
 import re
@@ -13,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdd.config import Precision
+from gdd.config import SIGMA_MAX, SIGMA_MIN, Precision
 from gdd.profiles import profile
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from gdd.denoiser import Denoiser
-
-ADDRESS = re.compile(r"model\.(enc|dec)\.((\d+)x\d+_\w+)\.(\w+)")
+ADDRESS = re.compile(r"(?:model|unet)\.(enc|dec)\.((\d+)x\d+_\w+)\.(\w+)")
 SIDES = {"enc": "encoder", "dec": "decoder"}
 PARTS = ("conv1", "proj")
 COLUMNS = ["model", "process", "side", "block", "part", "depth", "resolution", "sigma", "step",
@@ -30,36 +29,63 @@ COLUMNS = ["model", "process", "side", "block", "part", "depth", "resolution", "
 
 
 def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
-    """Name -> reduction of an activation (N,C,H,W) to one row per image (N,K)."""
+    """Name -> reduction of an activation to one row per image (N,K): of maps (N,C,H,W), tokens
+    (N,T,C) or vectors (N,C)."""
     from analysis.spectrum import band_energy
 
+    def all_but_first(x: "Tensor") -> tuple[int, ...]:
+        return tuple(range(1, x.ndim))
+
+    def channel(x: "Tensor") -> "Tensor":
+        kept = 2 if x.ndim == 3 else 1
+        others = [axis for axis in all_but_first(x) if axis != kept]
+        return x.abs().mean(dim=others) if others else x.abs()
+
+    def bands(x: "Tensor") -> "Tensor":
+        if x.ndim != 4:
+            raise ValueError(f"bands are of maps (N,C,H,W); got {tuple(x.shape)}")
+        return band_energy(x)
+
     return {
-        "mean_abs": lambda x: x.abs().mean(dim=(1, 2, 3))[:, None],
-        "rms": lambda x: x.square().mean(dim=(1, 2, 3)).sqrt()[:, None],
+        "mean_abs": lambda x: x.abs().mean(dim=all_but_first(x))[:, None],
+        "rms": lambda x: x.square().mean(dim=all_but_first(x)).sqrt()[:, None],
         "std": lambda x: x.flatten(1).std(dim=1)[:, None],
-        "channel": lambda x: x.abs().mean(dim=(2, 3)),
-        "bands": band_energy, }
+        "channel": channel,
+        "bands": bands, }
 
 
-def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(256),
+def measure(denoiser: "nn.Module", *, model: str = "model", seeds: Sequence[int] = range(256),
             images: "Tensor | None" = None, labels: "Tensor | None" = None, steps: int = 18,
-            parts: Sequence[str] = ("conv1", ), statistic: str = "mean_abs",
-            batch_size: int = 256) -> "pd.DataFrame":
+            parts: Sequence[str] = ("conv1", ), pattern: str | Sequence[str] = "",
+            statistic: str = "mean_abs", batch_size: int = 256) -> "pd.DataFrame":
     """Tidy table, one row per (model, process, block, part, step, index): `value`, the statistic's
     mean over images, and `spread`, its standard deviation over them.
 
+    `denoiser` is one of this project, one that `analysis.adapters` makes of another network, or a
+    module of one's own, denoise(x, sigma, labels) -> x0_hat, with the attributes channels,
+    resolution and label_dim. Of UNets with EDM's names the `parts` of each block are measured; of
+    others the layers that fit `pattern`, or one of several: names in the module, with shell
+    wildcards.
+
     `seeds` start the sampling, and draw its labels if the network is conditional; `images`
     (N,C,H,W) in [-1,1], if given, are denoised too, with noise from the first seeds, and by a
-    conditional network with their own `labels` (N,). Columns also hold side, depth (0 at the UNet's
-    outside within its side's order of execution), resolution, sigma and n. `index` counts channels
-    or bands, low to high; it is 0 for the scalar statistics. Raises ValueError on an unknown
-    statistic or part, or labels that do not fit.
+    conditional network with their own `labels` (N,). The noise levels are EDM's, within those that
+    the network knows. A layer called several times in a network call counts by the first; its
+    output is the first tensor of what it returns (see `analysis.hooks.record`), an image a row.
+
+    Columns also hold side, depth (0 at the UNet's outside within its side's order of execution),
+    resolution, sigma and n. A layer without EDM's name has its whole name as block, the side `all`,
+    the part `output`, its place in the order of execution as depth, and as resolution the height of
+    its maps, 0 if it makes none. `index` counts channels or bands, low to high; it is 0 for the
+    scalar statistics. Raises ValueError on an unknown statistic or part, labels or outputs that do
+    not fit, and as `record` does.
     """
     import pandas as pd
     import torch
     from tqdm.auto import tqdm
 
-    from analysis.hooks import record
+    from analysis.adapters import Adapted
+    from analysis.hooks import evaluating, record
     from gdd.sampling import draw_latents, sigma_ladder, solve
 
     known = statistics()
@@ -67,62 +93,90 @@ def measure(denoiser: "Denoiser", *, model: str, seeds: Sequence[int] = range(25
         raise ValueError(f"statistic must be one of {', '.join(known)}; got {statistic!r}")
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"parts must be of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
-    classes, real = denoiser.label_dim, 0 if images is None else len(images)
+    if lacking := [n for n in ("channels", "resolution", "label_dim") if not hasattr(denoiser, n)]:
+        raise ValueError(f"a denoiser has channels, resolution and label_dim, and "
+                         f"{type(denoiser).__name__} lacks {', '.join(lacking)}; of other networks "
+                         "analysis.from_diffusers, from_edm and wrap make one")
+    channels, resolution, classes = (int(getattr(denoiser, n))
+                                     for n in ("channels", "resolution", "label_dim"))
+    real = 0 if images is None else len(images)
     if classes and real and (labels is None or len(labels) != real or int(labels.max()) >= classes):
         raise ValueError(f"a network of {classes} classes denoises images with their own labels, "
                          f"of 0 to {classes - 1}; this data has others or none")
     device = next(denoiser.parameters()).device
-    shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
-    sigmas = sigma_ladder(steps)[:-1].tolist()
-    # (process, address, step) -> (2,K): sums of the statistic and of its square
+    shape = (channels, resolution, resolution)
+    network, ladder = denoiser, sigma_ladder(steps)
+    if isinstance(denoiser, Adapted):
+        network = denoiser.network
+        ladder = sigma_ladder(steps, sigma_min=max(SIGMA_MIN, denoiser.sigma_min), sigma_max=min(
+            SIGMA_MAX, denoiser.sigma_max))
+    levels = ladder[:-1].tolist()
+    # (process, layer, step) -> (3,K): sums over images of 1, the statistic and its square
     sums: dict[tuple[str, str, int], Tensor] = {}
-    counts = {"sampling": len(seeds), "denoising": real}
-    bar = tqdm(total=sum(counts.values()) * steps * len(parts), unit="call",
-               desc=f"activations of {model}", disable=None)
+    heights: dict[str, int] = {}
+    bar = tqdm(total=(len(seeds) + real) * steps, unit="call", desc=f"activations of {model}",
+               disable=None)
 
-    def add(process: str, step: int, tape: dict[str, list["Tensor"]], count: int) -> None:
-        for address, values in tape.items():
-            key = (process, address, step)
-            found = values[-1].cpu().double()
-            sums[key] = sums.get(key, 0) + torch.stack([found.sum(0), found.square().sum(0)])
-            values.clear()
-        bar.update(count)
+    batch, correcting = 0, False
 
-    with torch.inference_mode(), bar:
-        for part in parts:
-            pattern = f"model.*.{part}"
-            for start in range(0, len(seeds), batch_size):
-                latents, drawn = draw_latents(seeds[start:start + batch_size], shape, classes)
-                asked = None if drawn is None else drawn.to(device)
-                with record(denoiser, pattern, known[statistic]) as tape:
-                    for step in solve(denoiser, latents.to(device), steps=steps, labels=asked):
-                        # the tape's last entry is this step's first call, not the corrector's
-                        if step.sigma > 0:
-                            add("sampling", step.index, tape, len(latents))
-            for start in range(0, real, batch_size):
-                chosen = slice(start, min(start + batch_size, real))
-                noise = draw_latents(range(chosen.start, chosen.stop), shape)[0].to(device)
-                x, own = images[chosen].to(device), None  # type: ignore[index]
-                if classes and labels is not None:
-                    own = labels[chosen].to(device)
-                with record(denoiser, pattern, known[statistic]) as tape:
-                    for level, sigma in enumerate(sigmas):
-                        denoiser(x + sigma * noise, sigma, own)
-                        add("denoising", level, tape, len(x))
+    def reduce(x: "Tensor") -> tuple[int, "Tensor"] | None:
+        if correcting:
+            return None
+        if x.ndim < 2 or len(x) != batch:
+            raise ValueError(f"of {batch} images it makes {tuple(x.shape)}, not a row for each")
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()  # squares of half precision overflow
+        return (x.shape[2] if x.ndim == 4 else 0), known[statistic](x)
+
+    def call(x: "Tensor", sigma: float, labels: "Tensor | None") -> "Tensor":
+        nonlocal batch, correcting
+        tape.clear()
+        batch = len(x)
+        x0_hat = denoiser(x, sigma, labels)
+        correcting = False
+        return x0_hat
+
+    def add(process: str, step: int) -> None:
+        for layer, calls in tape.items():
+            assert calls[0]
+            heights[layer], found = calls[0]
+            found = found.cpu().double()
+            one, key = torch.ones_like(found), (process, layer, step)
+            sums[key] = sums.get(key, 0) + torch.stack([one, found, found.square()]).sum(dim=1)
+        bar.update(batch)
+
+    wanted = pattern or [f"model.*.{part}" for part in parts]
+    with torch.inference_mode(), evaluating(denoiser), bar, record(network, wanted, reduce) as tape:
+        for start in range(0, len(seeds), batch_size):
+            latents, drawn = draw_latents(seeds[start:start + batch_size], shape, classes)
+            asked = None if drawn is None else drawn.to(device)
+            for step in solve(call, latents.to(device), labels=asked, sigmas=ladder):
+                if step.sigma > 0:
+                    add("sampling", step.index)
+                correcting = step.sigma > 0  # the next call is Heun's correction of this step
+        for start in range(0, real, batch_size):
+            chosen = slice(start, min(start + batch_size, real))
+            noise = draw_latents(range(chosen.start, chosen.stop), shape)[0].to(device)
+            x, own = images[chosen].to(device), None  # type: ignore[index]
+            if classes and labels is not None:
+                own = labels[chosen].to(device)
+            for level, sigma in enumerate(levels):
+                call(x + sigma * noise, sigma, own)
+                add("denoising", level)
 
     depths: dict[tuple[str, str], int] = {}
     rows = []
-    for (process, address, level), value in sums.items():
-        found = ADDRESS.fullmatch(address)
-        assert found, address
-        side, block, resolution, part = SIDES[found[1]], found[2], int(found[3]), found[4]
+    for (process, layer, level), value in sums.items():
+        side, block, height, part = "all", layer, heights[layer], "output"
+        if named := ADDRESS.fullmatch(layer):
+            side, block, height, part = SIDES[named[1]], named[2], int(named[3]), named[4]
         deeper = sum(known_side == side for known_side, _ in depths)
         depth = depths.setdefault((side, block), deeper)
-        means, squares = value / counts[process]
+        n, (means, squares) = int(value[0, 0]), value[1:] / value[0]
         spreads = (squares - means.square()).clamp(min=0).sqrt()
         for index, (mean, spread) in enumerate(zip(means.tolist(), spreads.tolist(), strict=True)):
-            rows.append((model, process, side, block, part, depth, resolution, sigmas[level], level,
-                         statistic, index, mean, spread, counts[process]))
+            rows.append((model, process, side, block, part, depth, height, levels[level], level,
+                         statistic, index, mean, spread, n))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -201,7 +255,11 @@ def main(args: Activations) -> None:
     print(f"{folder / file}.csv, .png, .pdf, .txt: {len(table)} rows, {blocks} blocks, n = {n}")
 
 
-if __name__ == "__main__":
+def console() -> None:
     from gdd.cli import run_cli
 
     run_cli(Activations, main)
+
+
+if __name__ == "__main__":
+    console()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from gdd.cli import on_interrupt
+from gdd.cli import on_interrupt, run_cli
+from gdd.extras import require_installed
 from gdd.files import ROOT, digest_of, write_atomically
 from gdd.profiles import profile, profiles, require
 from gdd.reading import quoted, typed
@@ -56,7 +57,9 @@ FIGURES = {
     "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
     "ablations": Figure("ablations", ("gdd", "gdd-i"), {}, needs="ablations"),
     "editing": Figure("editing", ("teacher", "gdd-i", "k-step-4", "cond-gdd-i"),
-                      {"n_images": 64, "mask": "right", "steps": 50}),
+                      {"n_images": 0, "mask": "right", "steps": 50}),
+    "importance": Figure("importance", ("teacher", "gdd", "gdd-i"),
+                         {"n_images": 0, "steps": 18, "bands": 6, "percent": 0, "distance": 0}),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
 }  # yapf: disable
 
@@ -108,6 +111,8 @@ def main(args: Figures) -> None:
 
     if args.redraw:
         return _redraw(figures, args.profile)
+    if not (args.seeds or args.ship):
+        require_installed("papermill", "nbconvert")
     from analysis import experiments
     from gdd.training.start import finished, missing_files
 
@@ -332,7 +337,9 @@ def read_seeds(profile_name: str) -> "pd.DataFrame":
     return table[kept].reset_index(drop=True)
 
 
-if __name__ == "__main__":
-    from gdd.cli import run_cli
-
+def console() -> None:
     run_cli(Figures, main)
+
+
+if __name__ == "__main__":
+    console()

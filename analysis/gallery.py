@@ -49,7 +49,7 @@ def write_page(folder: Path, title: str) -> None:
     parts += ["<h2>Figures 5 to 19 at the paper's scale</h2>", _samples(folder)]
     if tables := sorted(folder.glob("table*.csv")):
         parts += ["<h2>Tables</h2>", *map(_table, tables)]
-    write_atomically(folder / "index.html", _page(title, parts).encode())
+    write_atomically(folder / "index.html", html_page(title, parts).encode())
 
 
 def write_index(root: Path, titles: dict[str, str]) -> None:
@@ -61,7 +61,7 @@ def write_index(root: Path, titles: dict[str, str]) -> None:
         parts.append(f'<h2><a href="{html.escape(name)}/index.html">{html.escape(title)}</a></h2>')
         if (root / name / "claims.csv").is_file():
             parts.append(_scorecard(root / name))
-    write_atomically(root / "index.html", _page("Figures of every profile", parts).encode())
+    write_atomically(root / "index.html", html_page("Figures of every profile", parts).encode())
 
 
 def notebook_page(notebook: Path) -> Path:
@@ -74,7 +74,7 @@ def notebook_page(notebook: Path) -> Path:
              "border-left:3px solid var(--line);padding-left:.6rem}</style>")
     page = notebook.with_suffix(".html")
     back = '<p><a href="../index.html">all figures</a></p>'
-    write_atomically(page, _page(notebook.stem, [style, back, body]).encode())
+    write_atomically(page, html_page(notebook.stem, [style, back, body]).encode())
     return page
 
 
@@ -151,7 +151,7 @@ def _linked(links: Iterable[tuple[str, str]]) -> str:
     return " ".join(f'<a href="{html.escape(to)}">{what}</a>' for what, to in links)
 
 
-def _page(title: str, parts: Iterable[str]) -> str:
+def html_page(title: str, parts: Iterable[str]) -> str:
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>'
             f'{html.escape(title)}</title><meta name="viewport" content="width=device-width, '
             f'initial-scale=1"><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>')

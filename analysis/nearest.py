@@ -1,9 +1,5 @@
-"""Is it memory? How near generated images are to the nearest training picture, beside the same for
-real pictures that no training saw.
-
-A generator that repeats training pictures has more images than held-out pictures have below their
-own first percentile; a share of 1% there is what chance gives.
-"""
+"""Is it memory? Of a profile's runs what `analysis.fid.neighbours` measures, and the pictures that
+are nearest."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +10,7 @@ from torch import Tensor
 
 from analysis import tables
 from analysis.experiments import device, obtain
+from analysis.fid.neighbours import beside_held_out, nearest, pixels
 from analysis.fid.sources import Source, of_checkpoint, open_source
 from analysis.judges import in_memory, summaries
 from analysis.measurements import generated
@@ -21,21 +18,6 @@ from analysis.pixels import packed
 from gdd.profiles import profile
 from gdd.sampling import sampler_of
 from gdd.training.start import digest
-
-PERCENTILE = 1.0
-
-
-def nearest(a: Tensor, b: Tensor, *, chunk: int = 512) -> tuple[Tensor, Tensor]:
-    """Of each row of `a` (N,d) the Euclidean distance to the nearest row of `b` (M,d), and which it
-    is; (N,) each."""
-    squares = b.square().sum(dim=1)
-    distances, indices = [], []
-    for part in a.split(chunk):
-        # |a|^2 is the same for all rows of b
-        near = (squares - 2 * part @ b.T).min(dim=1)
-        distances.append((near.values + part.square().sum(dim=1)).clip(min=0).sqrt())
-        indices.append(near.indices)
-    return torch.cat(distances), torch.cat(indices)
 
 
 def nearest_table(name: str, profile_name: str) -> pd.DataFrame:
@@ -52,15 +34,10 @@ def nearest_table(name: str, profile_name: str) -> pd.DataFrame:
         known = _points(in_memory(train), space, profile_name)
         found = {which: nearest(_points(source, space, profile_name), known)[0]
                  for which, source in sets.items()}  # yapf: disable
-        limit = found["held-out"].quantile(PERCENTILE / 100)
-        rows += [{
-            "run": name.partition("@")[0], "training_seed": chosen.config(name).seed,
-            "sampler": sampler, "space": space, "of": which, "n": len(distances),
-            "median": float(distances.median()), "least": float(distances.min()),
-            "share_below": float((distances < limit).float().mean()),
-            "limit": float(limit), "digest": digest(chosen, name),
-        } for which, distances in found.items()]  # yapf: disable
-    return pd.DataFrame(rows)
+        rows.append(beside_held_out(found).assign(space=space))
+    return pd.concat(rows, ignore_index=True).assign(
+        run=name.partition("@")[0], training_seed=chosen.config(name).seed, sampler=sampler,
+        digest=digest(chosen, name))
 
 
 def neighbours(names: Sequence[str], profile_name: str) -> pd.DataFrame:
@@ -102,8 +79,5 @@ def _points(source: Source, space: str, profile_name: str) -> Tensor:
 
 def _batches(source: Source, space: str, profile_name: str) -> Iterator[Tensor]:
     for images in source.batches(range(source.n), 256):
-        if space == "pixels":
-            pixels = images.flatten(1).float() / 127.5 - 1
-            yield pixels / pixels.shape[1]**0.5
-        else:
-            yield summaries(profile_name, space).extractor(images)
+        yield (pixels(images)
+               if space == "pixels" else summaries(profile_name, space).extractor(images))

@@ -18,11 +18,13 @@ from typing import Any, TypedDict
 
 from analysis import tables
 from gdd.files import ROOT, scratch, write_atomically
+from gdd.notebooks import FOLDER
 from gdd.profiles import profile
 from gdd.reading import read_json
 from gdd.sampling import network_calls, sampler_of
 from gdd.training.start import digest
 
+PACKAGES = Path(__file__).resolve().parents[1]  # the folder of both
 LIMIT_S = 1800  # of one notebook, on the clock
 _PLAIN = re.compile(r"\x1b\[[0-9;]*m")  # colours of a traceback
 
@@ -65,11 +67,10 @@ class Task:
 
 
 def source(name: str) -> Path:
-    """The notebook's own file. Raises FileNotFoundError outside a checkout."""
-    path = ROOT / "notebooks" / f"{name}.ipynb"
+    """The notebook's own file. Raises FileNotFoundError."""
+    path = FOLDER / f"{name}.ipynb"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path.name} is not in {path.parent}; figures are made in a checkout")
+        raise FileNotFoundError(f"{path.name} is not in {FOLDER}")
     return path
 
 
@@ -78,7 +79,7 @@ def inputs(task: Task) -> dict[str, str]:
     chosen = profile(task.profile)
     code = hashlib.sha256()
     for path in sorted(
-            f for package in ("gdd", "analysis") for f in (ROOT / package).rglob("*.py")):
+            f for package in ("gdd", "analysis") for f in (PACKAGES / package).rglob("*.py")):
         code.update(path.read_bytes())
     measured = hashlib.sha256()
     for path in sorted(task.folder.glob("*.csv")):

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from analysis import tables
-from gdd.files import ROOT
+from gdd.notebooks import FOLDER
 
 
 def redraw(notebook: str, profile_name: str, folder: Path) -> list[str]:
     """Write the pictures of a notebook into `folder` anew, from the csv files in it; returns their
     names. Raises ValueError if one cannot be read."""
-    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
+    cells = json.loads((FOLDER / f"{notebook}.ipynb").read_text())["cells"]
     names: dict[str, Any] = {"display": lambda *shown: None}
     drawn: dict[str, pd.DataFrame] = {}
     for cell in cells:

@@ -13,7 +13,7 @@ from cleanfid.fid import frechet_distance as clean_fid
 from PIL import Image
 
 from analysis import judges
-from analysis.fid import FeatureStats, frechet_distance, matrix
+from analysis.fid import FeatureStats, frechet_distance, frechet_distances
 from gdd.data.images import to_uint8
 from gdd.sampling import generate
 from gdd.weights import checkpoint, zoo
@@ -67,7 +67,7 @@ def test_matrix_against_clean_fid_pair_by_pair():
     d = max(DIMENSIONS)
     stats = [moments(seed, d) for seed in range(8)]
     start = time.perf_counter()
-    found = matrix(stats)
+    found = frechet_distances(stats)
     ours, start = time.perf_counter() - start, time.perf_counter()
     for i, j in combinations(range(8), 2):
         assert abs(float(found[i, j]) / clean_fids(stats[i], stats[j]) - 1) < 1e-6

@@ -5,8 +5,9 @@
 """
 
 # ruff: noqa: F401
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gdd.extras import public
 
 if TYPE_CHECKING:
     from gdd.config import Hardware, Keep, TrainConfig
@@ -28,9 +29,4 @@ _HOME = {
     "train": "training.trainer",
 }  # yapf: disable
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = public(__name__, _HOME)

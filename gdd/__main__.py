@@ -1,4 +1,4 @@
-"""python -m gdd train | sample | describe | convert | download | data"""
+"""python -m gdd train | sample | describe | convert | download | data | notebooks"""
 
 import dataclasses
 import time
@@ -117,7 +117,16 @@ class Data:
     action: tyro.conf.OmitSubcommandPrefixes[Prepare | Check]
 
 
-Commands = Train | Sample | Describe | Convert | Download | Data
+@dataclass
+class Notebooks:
+    """Copy the notebooks, which regenerate every figure and explore a run, into a folder of one's
+    own; nothing there is overwritten. They need pip install 'gdd-toolkit[notebooks]'."""
+
+    folder: Positional[Path]
+    """Where they go; made if it is not there."""
+
+
+Commands = Train | Sample | Describe | Convert | Download | Data | Notebooks
 
 
 def parse(words: list[str], prog: str) -> Commands:
@@ -142,6 +151,8 @@ def main(args: Commands) -> None:
             prepare(action)
         case Data(action=Check() as action):
             check(action)
+        case Notebooks():
+            notebooks(args.folder)
 
 
 def sample(args: Sample) -> None:
@@ -242,5 +253,17 @@ def check(args: Check) -> None:
         raise ValueError(f"{len(report.problems):,} problems, first: {report.problems[0]}")
 
 
-if __name__ == "__main__":
+def notebooks(folder: Path) -> None:
+    from gdd.notebooks import copy, figures_folder
+
+    count = len(copy(folder))
+    print(f"{folder}: {count} notebooks, whose figures go to {figures_folder(folder)} or "
+          f"$GDD_FIGURES; open them: jupyter lab {folder}")
+
+
+def console() -> None:
     run_cli(Commands, main, parse)
+
+
+if __name__ == "__main__":
+    console()

@@ -6,10 +6,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import tyro
 
+from gdd.extras import MissingExtraError, named
 from gdd.reading import quoted
 
 # characters of a message, so that its line stays below 500, and of its end, which says a way on
@@ -21,19 +23,18 @@ def run_cli(arguments: Any, main: Callable[[Any], None],
     """Parse `arguments` (a dataclass, or a union of them) from the command line and call `main`
     with the result; `parse(words, prog)` is for what tyro alone cannot parse.
 
-    ValueError and OSError are the user's input: their message is printed, exit code 2.
-    RuntimeError, FloatingPointError and MemoryError are a run that failed: exit code 1. GDD_DEBUG=1
-    shows the traceback instead. A command that leaves something worth knowing says so with
-    `on_interrupt`.
+    ValueError, OSError and MissingExtraError are the user's input and installation: their message
+    is printed, exit code 2. RuntimeError, FloatingPointError and MemoryError are a run that failed:
+    exit code 1. GDD_DEBUG=1 shows the traceback instead. A command that leaves something worth
+    knowing says so with `on_interrupt`.
     """
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    name = module.name.removesuffix(".__main__") if module else sys.argv[0]
-    prog, words = f"python -m {name}", sys.argv[1:]
+    prog, words = " ".join(called()), sys.argv[1:]
     try:
-        main(parse(words, prog) if parse else tyro.cli(arguments, args=words, prog=prog))
+        with named():
+            main(parse(words, prog) if parse else tyro.cli(arguments, args=words, prog=prog))
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         _fail(error, 2)
     except (RuntimeError, FloatingPointError) as error:
         _fail(error, 1)
@@ -42,6 +43,14 @@ def run_cli(arguments: Any, main: Callable[[Any], None],
     except KeyboardInterrupt as stop:
         print(one_line(stop) or "stopped; nothing was written by halves", file=sys.stderr)
         sys.exit(130)  # as shells say it
+
+
+def called() -> list[str]:
+    """What stands before this command's arguments: `python -m gdd`, or a console command."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is None:
+        return [Path(sys.argv[0]).name]
+    return ["python", "-m", module.name.removesuffix(".__main__")]
 
 
 @contextmanager

@@ -1,20 +1,25 @@
 """Every command and code block of the README and the docs is run, but for those that need a
 download, a GPU, a browser or minutes of training; and every path they link to exists."""
 
+import ast
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# commands on what is not here: public files, prepared data sets, other machines, trained runs
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# commands on what is not here: public files, data sets, other machines, trained runs; and examples,
+# which have tests of their own
 ELSEWHERE = re.compile(r"gdd download|checkpoints/|datasets/|torchrun|srun|cifar10-gdd-i --folder|"
-                       r"jupyter|mine\.py|pip |pre-commit|fuzz_pickle|runs/cifar10|--ship")
+                       r"jupyter|mine\.py|pip |pre-commit|fuzz_pickle|runs/cifar10|--ship|"
+                       r"my_pictures|final\.safetensors|examples/")
 QUICKLY = {  # what makes a training command quick
     ("gdd", "train"): ["--total-images", "256", "--ticks", "1", "--samples", "4"],
     ("analysis.train", ): ["--total-images", "256", "--ticks", "1", "--samples", "4", "--n", "64"],
@@ -29,7 +34,8 @@ def text_of(page):
 
 def commands():
     for page in PAGES:
-        for line in re.findall(r"^ {4}(\.venv/bin/python .*|make .*)$", text_of(page), re.M):
+        for line in re.findall(r"^(?: {4}){1,2}(\.venv/bin/python .*|make .*)$", text_of(page),
+                               re.M):
             yield page.name, line
 
 
@@ -63,7 +69,7 @@ def test_a_command_of_the_docs_runs(line, tmp_path):
                     words += [name] if value.startswith("--") or not value else [name, value]
         if words[1] == "analysis.figures":
             words += ["--profile", "smoke", "-p", "n_images=4", "-p", f"output={tmp_path}"]
-    else:
+    elif words[0] != "-c":
         words[0] = str(ROOT / words[0])
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True,
                           check=False)
@@ -89,6 +95,69 @@ def test_files_that_are_named_exist():
     for page in PAGES:
         for name in re.findall(pattern, page.read_text()):
             assert "NN" in name or (ROOT / name).exists(), (page.name, name)
+
+
+def said():
+    """Every text in the source, `...` for what varies in it."""
+    for package in ("gdd", "analysis"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(part.value if isinstance(part, ast.Constant) else "..."
+                                  for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_troubleshooting_goes_by_messages_of_the_source():
+    _, *sections = re.split(r"^### ", (ROOT / "docs" / "troubleshooting.md").read_text(),
+                            flags=re.M)
+    assert len(sections) > 30
+    texts = [text.replace("`", "") for text in said()]
+    for section in sections:
+        message = re.match(r"`(.+)`\n", section)[1]
+        assert any(message in text for text in texts), message
+        assert re.search(r"^ {4}\S", section, re.M), f"no command for {message}"
+
+
+@pytest.mark.parametrize("package", ["gdd", "analysis"])
+def test_the_reference_holds_every_public_name(package):
+    page = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
+    shown = set(re.findall(rf"^::: {package}\.(\w+)$", page, re.M))
+    assert set(importlib.import_module(package).__all__) <= shown
+
+
+class Loaded(HTMLParser):
+    """What a browser asks for by itself when it shows a page."""
+    def __init__(self, page):
+        super().__init__()
+        self.addresses = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "a":
+            self.addresses += [value for name, value in attributes if name in ("src", "href")]
+
+
+@pytest.mark.slow
+def test_the_site_is_whole_and_asks_no_other_machine(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # links that lead nowhere too
+    pages = {f.relative_to(tmp_path).as_posix(): f.read_text() for f in tmp_path.rglob("*.html")}
+    assert len(pages) == len(PAGES) - 2 + 1  # README and CONTRIBUTING are none; 404.html is
+    for name, page in pages.items():
+        loaded = Loaded(page).addresses
+        assert len(loaded) > 3
+        assert not [a for a in loaded if re.match(r"(\w+:)?//", a)], name
+    for sheet in tmp_path.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\W*(https?:)?//", sheet.read_text())
+    assert (tmp_path / "figures" / "desk" / "fig03_activations.png").exists()
+    source = (ROOT / "docs" / "method.md").read_text()
+    equations = re.findall(r"<math.*?</math>", pages["method.html"], re.S)
+    assert len(equations) == source.count("$`") + source.count("$$") // 2
+    odd = [e for e in equations if "\\" in e or "mathvariant" in e]  # what no browser draws
+    assert not odd
 
 
 def test_the_readme_opens_with_the_scorecard():

@@ -50,3 +50,36 @@ def test_a_denoiser_of_ones_own(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "where each layer is strongest" in shown
     assert "FD64[digits]" in shown
+
+
+def test_two_gans_in_twenty_lines(tmp_path, monkeypatch, capsys):
+    run_example("two_gans.py", 200, cwd=tmp_path, monkeypatch=monkeypatch)
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert (shown["a"], shown["b"], shown["metric"]) == ("gan0", "gan1", "FD200[digits]")
+    assert 0 < float(shown["low"]) <= float(shown["mean"]) <= float(shown["high"])
+    assert len((EXAMPLES / "two_gans.py").read_text().splitlines()) <= 20
+
+
+def test_a_metric_of_ones_own_in_twenty_lines(tmp_path, monkeypatch, capsys):
+    run_example("own_metric.py", cwd=tmp_path, monkeypatch=monkeypatch)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    found = {(a, b, metric): float(value) for a, b, metric, value in rows}
+    generators = "gdd-i@one-step", "gdd@one-step"
+    assert len(found) == 3 * 2
+    # two generators of one teacher are nearer to one another than either to the data
+    for metric in ("FD500[sums]", "energy500[sums]"):
+        assert found[(*generators, metric)] < min(
+            found[name, "digits", metric] for name in generators)
+    assert len((EXAMPLES / "own_metric.py").read_text().splitlines()) <= 20
+
+
+def test_figure_3_of_a_unet_of_diffusers(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("diffusers")
+    run_example("diffusers_figure3.py", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["figure3.csv", "figure3.png"]
+    table = pd.read_csv(tmp_path / "figure3.csv")
+    assert len(table) == 22 * 18  # residual blocks, noise levels
+    assert table["block"].iloc[0] == "down_blocks.0.resnets.0.conv2"
+    assert (table["value"] > 0).all()
+    assert "UNet2DModel: mean_abs of each block's output" in capsys.readouterr().out
+    assert len((EXAMPLES / "diffusers_figure3.py").read_text().splitlines()) <= 20

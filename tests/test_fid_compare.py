@@ -144,7 +144,7 @@ def test_statistics_round_trip_and_know_their_extractor(tmp_path, judge):
     with pytest.raises(ValueError,
                        match=r"s\.npz holds statistics of digits features, not of inception"):
         compare([source, loaded], Summaries(replace(judge, name="inception")), ["fd"])
-    with pytest.raises(ValueError, match=r"kid, pr and dc needs images; s\.npz holds statistics"):
+    with pytest.raises(ValueError, match=r"a metric of samples needs images; s\.npz holds"):
         compare([source, loaded], summaries, ["kid"])
 
 
@@ -493,7 +493,7 @@ def test_one_process_or_two_give_the_same_numbers(monkeypatch, tmp_path):
     assert alone.stderr == ""  # no warning: its discriminator shares nothing with the judge
     for one, two in zip(json.loads(alone.stdout), json.loads(together.stdout), strict=True):
         assert one.pop("value") == pytest.approx(two.pop("value"), rel=1e-9)
-        errors = [row.pop("error") or 0 for row in (one, two)]
+        errors = [row.pop("spread") or 0 for row in (one, two)]
         assert errors[0] == pytest.approx(errors[1], rel=1e-9)
         assert one == two
 

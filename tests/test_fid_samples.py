@@ -21,10 +21,16 @@ def test_kid_is_torch_fidelitys():
     a, b = pair()
     theirs = kid_features_to_metric(a, b, kid_subsets=20, kid_subset_size=100, rng_seed=2020,
                                     verbose=False)
-    value, error = kid(a, b, subsets=20, subset_size=100)
+    value, spread = kid(a, b, subsets=20, subset_size=100)
     assert value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
-    spread = theirs["kernel_inception_distance_std"]
-    assert error == pytest.approx(spread * (20 / 19)**0.5 / 20**0.5, rel=1e-9)
+    theirs = theirs["kernel_inception_distance_std"]  # of numpy, which divides by 20
+    assert spread == pytest.approx(theirs * (20 / 19)**0.5, rel=1e-9)
+
+
+def test_subsets_that_are_everything_have_no_spread():
+    a, b = pair(n=90, m=90)
+    assert np.isnan(kid(a, b, subsets=3)[1])
+    assert kid(a, b[:80], subsets=3)[1] > 0
 
 
 def test_kid_is_unbiased():

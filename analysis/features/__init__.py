@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from analysis.features.classifier import ClassifierFeatures, classifier
-from analysis.features.extractor import Extractor, family
+from analysis.features.extractor import Extractor, family, of_function
 from analysis.features.inception import MODES, inception_extractor
 from analysis.features.timm_networks import TIMM_NAMES, timm_network
 
 __all__ = ["FOLDER", "NAMES", "ClassifierFeatures", "Extractor", "classifier", "extractor",
-           "family"]  # yapf: disable
+           "family", "of_function"]  # yapf: disable
 
 FOLDER = Path("checkpoints")
 NAMES = ("inception", *(f"inception:{mode}" for mode in MODES), "clip", "dinov2", "lite2",

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -16,12 +17,12 @@ class Extractor:
     (N,C,H,W).
 
     `family` is what a discriminator must not share; `identity` names code, weights and precision,
-    for the cache.
+    for the cache: None, and nothing is cached.
     """
 
     name: str
     family: str
-    identity: str
+    identity: str | None
     features: Callable[[Tensor], Tensor]
     probabilities: Callable[[Tensor], Tensor] | None = None
     precision: str = "fp32"
@@ -41,6 +42,32 @@ class Extractor:
                              f"got {images.dtype} {tuple(images.shape)}")
         with torch.inference_mode(), computed_in(self.precision, self.device):
             return function(images).float().cpu()
+
+
+def of_function(function: Callable[[Tensor], Any], name: str) -> Extractor:
+    """One's own features: a function, or a module, of uint8 images (N,C,H,W) that returns (N,D), or
+    a tuple whose first entry they are, as torch-fidelity's extractors do.
+
+    Raises ValueError, when it is called, on another shape. A module is put into evaluation mode and
+    given images on its own device. Nothing is cached, since nothing tells two functions apart.
+    """
+    if not callable(function):
+        raise ValueError(f"a feature extractor must be a function of images; got {function!r}")
+    device = "cpu"
+    if isinstance(function, nn.Module):
+        function.eval()
+        device = str(next((p.device for p in function.parameters()), device))
+
+    def features(images: Tensor) -> Tensor:
+        found = function(images.to(device))
+        x = found[0] if isinstance(found, (tuple, list)) and found else found
+        if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != len(images):
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"features {name} must be a tensor (N,D) for N images; got {got} for "
+                             f"N = {len(images)}")
+        return x
+
+    return Extractor(name, family(name), None, features, device=device)
 
 
 @contextmanager

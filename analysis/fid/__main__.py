@@ -30,8 +30,9 @@ class Fid:
     gdd-i@k-step:2 (heun:18, euler:18, one-step, k-step:4, two-step:0.8); a data set: its name,
     a folder or zip of images; an .npz. A folder that is called like a shipped run: ./gdd-i."""
     features: list[str] = field(default_factory=list)
-    """inception[:edm|:clean|:legacy_pytorch|:torchscript], clip, dinov2, timm:NAME, or a profile's
-    classifier; default: that of a profile for images of this shape, else inception and clip."""
+    """Several with spaces or commas: inception[:edm|:clean|:legacy_pytorch|:torchscript], clip,
+    dinov2, timm:NAME, or a profile's classifier; default: that of a profile for images of this
+    shape, else inception and clip."""
     metrics: list[str] = field(default_factory=lambda: ["fd"])
     """fd, kid, pr (precision, recall), dc (density, coverage), is, fd-infinity."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["--images"])] = None
@@ -44,7 +45,7 @@ class Fid:
     allow_different_n: bool = False
     """Compare sources of different n, such as 50,000 images with a larger training set."""
     bootstrap: int = 0
-    """Draws for a 95 per cent interval of the distance."""
+    """Draws for a 95 per cent interval of the distance at its n; a report makes 100."""
     batch_size: int = 256
     """Images per call of generator and extractor."""
     device: str = "auto"
@@ -55,6 +56,12 @@ class Fid:
     distance by less than 1 per cent, fp16 by less than 0.1."""
     cache: bool = True
     """Keep and use summaries in ~/.cache/gdd, or $GDD_CACHE."""
+    report: Path | None = None
+    """Write a page, .html, about two sources: distances with intervals, images, nearest neighbours,
+    what of the distance is class statistics, and warnings."""
+    held_out: str | None = None
+    """Real images that no training saw, for the report's nearest neighbours; default: a half of the
+    second source stands for them."""
     save_statistics: Path | None = None
     """Write the first source's moments as .npz (mu, sigma, provenance), for the first features."""
     json: bool = False
@@ -64,11 +71,13 @@ class Fid:
 
 
 def main(args: Fid) -> None:
+    import pandas as pd
     import torch
     import torch.distributed as dist
 
     from analysis.extractors import extractor
-    from analysis.fid.compare import measure, shared_backbones
+    from analysis.fid.compare import measure, shared_backbones, with_seeds
+    from analysis.fid.report import BOOTSTRAP, METRICS, check_report, write_report
     from analysis.fid.sources import Source, open_source
     from analysis.fid.statistics import check_target, save_statistics
     from analysis.fid.summaries import Summaries, cache_folder
@@ -77,17 +86,30 @@ def main(args: Fid) -> None:
     _check_numbers(args)
     if args.save_statistics:
         check_target(args.save_statistics)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if args.report and several:
+        raise ValueError("--report is made by one process; what torchrun measured is in the cache, "
+                         "so run it again without")
+    if args.held_out and not args.report:
+        raise ValueError(f"--held-out is of a --report; got {args.held_out} without one")
     place = available_device(args.device)
     device, precision = str(place), args.precision
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if several:
         if place.type == "cuda":
             torch.cuda.set_device(place)
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     is_rank_zero = not dist.is_initialized() or dist.get_rank() == 0
     try:
-        sources = [open_source(spec, device=device, precision=precision) for spec in args.sources]
-        tables = []
-        for name in args.features or _default_features(sources):
+        opened = [
+            open_source(spec, device=device, precision=precision)
+            for spec in [*args.sources, *([args.held_out] if args.held_out else [])]]
+        sources, held_out = opened[:len(args.sources)], opened[len(args.sources):]
+        metrics, bootstrap = args.metrics, args.bootstrap
+        if args.report:
+            check_report(args.report, sources, *held_out)
+            metrics, bootstrap = [*METRICS, *metrics], bootstrap or BOOTSTRAP
+        tables, judges = [], []
+        for name in _named(args.features) or _default_features(sources):
             feature_extractor = extractor(name, device=device, precision=precision)
             for source in sources if is_rank_zero else ():
                 if isinstance(source, Source):
@@ -95,14 +117,19 @@ def main(args: Fid) -> None:
                         print(f"warning: {line}", file=sys.stderr)
             summaries = Summaries(feature_extractor, args.batch_size,
                                   cache_folder() if args.cache else None)
-            table = measure(sources, summaries, metrics=args.metrics, n=args.n, ranges=args.ranges,
-                            first_seed=args.first_seed, bootstrap=args.bootstrap,
+            table = measure(sources, summaries, metrics=metrics, n=args.n, ranges=args.ranges,
+                            first_seed=args.first_seed, bootstrap=bootstrap,
                             allow_different_n=args.allow_different_n)
             tables.append(table)
+            judges.append(summaries)
             if args.save_statistics and len(tables) == 1 and is_rank_zero:
                 save_statistics(args.save_statistics, *summaries.first())
+        table = pd.concat(tables, ignore_index=True)
+        if args.report:
+            seeded = with_seeds(sources, args.n, args.first_seed)
+            write_report(args.report, seeded, judges, table, *held_out)
         if is_rank_zero:
-            _report(args, tables)
+            _show(args, table)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -116,6 +143,10 @@ def _check_numbers(args: Fid) -> None:
         if value is not None and not least <= value <= most:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} must be {least} to {most:,}; got {value}")
+
+
+def _named(features: list[str]) -> list[str]:
+    return list(dict.fromkeys(name for word in features for name in word.split(",") if name))
 
 
 def _default_features(sources) -> tuple[str, ...]:
@@ -132,12 +163,9 @@ def _default_features(sources) -> tuple[str, ...]:
     return default_extractors(shapes.pop() if len(shapes) == 1 else ())
 
 
-def _report(args: Fid, tables) -> None:
-    import pandas as pd
-
+def _show(args: Fid, table) -> None:
     from analysis.fid.compare import over_ranges
 
-    table = pd.concat(tables, ignore_index=True)
     if args.json:
         print(json.dumps(json.loads(table.to_json(orient="records")), indent=1))
     elif args.csv:
@@ -151,21 +179,26 @@ def _print_table(rows) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from analysis.fid.compare import certainty
+
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("", "against", "metric"):
         shown.add_column(title, overflow="fold")
-    errors = rows[["error", "low"]].notna().any(axis=None)
-    for title in ("mean", f"min to max of {rows['ranges'].max()}", *(["error"] if errors else [])):
+    known = rows[["spread", "low"]].notna().any(axis=None)
+    titles = ("mean", f"min to max of {rows['ranges'].max()}", *(["interval"] if known else []))
+    for title in titles:
         shown.add_column(title, justify="right", min_width=6, no_wrap=True)
     for row in rows.to_dict("records"):
-        error = f"{row['error']:.2g}" if row["error"] == row["error"] else ""
-        error = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] == row["low"] else error
         names = [escape(row[name]) for name in ("a", "b", "metric")]
         spread = f"{row['min']:.4g} to {row['max']:.4g}"
-        shown.add_row(*names, f"{row['mean']:.4g}", spread, *([error] if errors else []))
+        shown.add_row(*names, f"{row['mean']:.4g}", spread, *([certainty(row)] if known else []))
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(shown)
 
 
-if __name__ == "__main__":
+def console() -> None:
     run_cli(Fid, main)
+
+
+if __name__ == "__main__":
+    console()

@@ -15,11 +15,12 @@ _BLOCK = 2048
 
 def kid(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000,
         seed: int = 2020) -> tuple[float, float]:
-    """`(KID, standard error)`: the unbiased squared MMD with kernel (x.y/d + 1)^3, mean over random
-    subsets of both samples.
+    """`(KID, spread)`: the unbiased squared MMD with kernel (x.y/d + 1)^3, mean and standard
+    deviation over random subsets of both samples.
 
-    Binkowski et al. 2018 (arXiv:1801.01401). Subsets are drawn as torch-fidelity draws them; the
-    error is of their mean.
+    Binkowski et al. 2018 (arXiv:1801.01401). Subsets are drawn as torch-fidelity draws them. The
+    spread is of subsets that share images: no standard error, and it falls with their size, not
+    with n. NaN where every subset is all there is.
     """
     size = min(subset_size, len(a), len(b))
     if size < 2:
@@ -32,8 +33,8 @@ def kid(a: Tensor, b: Tensor, *, subsets: int = 100, subset_size: int = 1000,
         xx, yy, xy = (((p @ q.T) / a.shape[1] + 1)**3 for p, q in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         values.append(float(within - 2 * xy.mean()))
-    spread = np.std(values, ddof=1) if subsets > 1 else float("nan")
-    return float(np.mean(values)), float(spread / subsets**0.5)
+    same = subsets == 1 or size == max(len(a), len(b))
+    return float(np.mean(values)), float("nan" if same else np.std(values, ddof=1))
 
 
 def _radii(x: Tensor, k: int) -> Tensor:

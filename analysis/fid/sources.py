@@ -3,6 +3,7 @@ finished statistics."""
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class Source:
     seeds: range | None = None  # of a generator
     reseed: "Callable[[range], Source] | None" = None  # the same generator from other seeds
     backbones: tuple[str, ...] = ()  # that a generator's discriminator looked through
+    lossy: bool = False  # some of its files are compressed with loss
 
     def part(self, indices: Sequence[int], name: str) -> "Source":
         """Some of the images, in the order of `indices`, as a source of its own."""
@@ -73,7 +75,8 @@ def open_source(spec: str, *, device: str = "cpu", precision: str = "fp32") -> S
         raise FileNotFoundError(f"source {error}") from None
     if at or path.suffix in checkpoint.SUFFIXES:
         return of_checkpoint(path, sampler, device, precision)(range(0))
-    return _dataset(name, open_images(name), {"files": content_digest(path)})
+    opened = _dataset(name, open_images(name), {"files": content_digest(path)})
+    return replace(opened, lossy=_is_lossy(path))
 
 
 def of_checkpoint(path: Path, sampler: str = "", device: str = "cpu",
@@ -122,6 +125,18 @@ def _dataset(name: str, dataset: Images, identity: dict[str, Any]) -> Source:
                   batches)
 
 
+def _is_lossy(path: Path) -> bool:
+    """Of a folder or zip that has been opened."""
+    if path.is_dir():
+        names = [file.name for file in path.rglob("*")]
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    else:
+        names = []
+    return any(name.lower().endswith((".jpg", ".jpeg", ".webp")) for name in names)
+
+
 def _arrays(path: Path) -> Source | Statistics:
     try:
         headers = array_headers(path)
@@ -143,14 +158,7 @@ def _arrays(path: Path) -> Source | Statistics:
         array = read_array(path, name, budget)
     else:
         array = mapped_array(path, header)
-    array = array if array.ndim == 4 else array[:, None]
-    if array.shape[1] not in (1, 3):
-        if array.shape[3] not in (1, 3):
-            raise ValueError(f"{quoted(path)}: images must be (N,H,W,C) or (N,C,H,W) with 1 or 3 "
-                             f"channels; got {list(array.shape)}")
-        array = array.transpose(0, 3, 1, 2)
-    if not array.size:
-        raise ValueError(f"{quoted(path)} holds no images: {list(array.shape)}")
+    array = channels_first(array, quoted(path))
 
     def batches(indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(indices), batch_size):
@@ -159,6 +167,19 @@ def _arrays(path: Path) -> Source | Statistics:
 
     identity = {"files": content_digest(path)}
     return Source(quoted(path.name), len(array), array.shape[1:], identity, batches)
+
+
+def channels_first(array: np.ndarray, name: str) -> np.ndarray:
+    """Images (N,H,W), (N,H,W,C) or (N,C,H,W) as (N,C,H,W). Raises ValueError naming them."""
+    array = array if array.ndim == 4 else array[:, None]
+    if array.shape[1] not in (1, 3):
+        if array.shape[3] not in (1, 3):
+            raise ValueError(f"{name}: images must be (N,H,W,C) or (N,C,H,W) with 1 or 3 "
+                             f"channels; got {list(array.shape)}")
+        array = array.transpose(0, 3, 1, 2)
+    if not array.size:
+        raise ValueError(f"{name} holds no images: {list(array.shape)}")
+    return array
 
 
 def content_digest(path: Path) -> str:

@@ -73,7 +73,8 @@ class Summaries:
         """
         if source.n < 2:
             raise ValueError(f"{source.name} has n = {source.n}; statistics need at least 2 images")
-        if source.identity is None:  # nothing says whether it is the same as another one
+        if source.identity is None or self.extractor.identity is None:
+            # nothing says whether it is the same as another one
             return _gathered(_pass(source, self.extractor, self.batch_size, classify), source)
         asked = {"version": _VERSION, "source": source.identity, "n": source.n,
                  "extractor": self.extractor.identity, "block": BLOCK, "sample": SAMPLE,
@@ -108,10 +109,16 @@ class Summaries:
         return summary
 
 
+def kept_indices(n: int) -> list[int]:
+    """Which of n images are those of `Summary.sample`, in order."""
+    chosen = np.random.default_rng(0).choice(n, min(SAMPLE, n), replace=False)
+    return sorted(chosen.tolist())
+
+
 def _pass(source: Source, extractor: Extractor, batch_size: int, classify: bool) -> "_Partial":
     """This process's share of the images, block by block."""
     kept = np.zeros(source.n, bool)
-    kept[np.random.default_rng(0).choice(source.n, min(SAMPLE, source.n), replace=False)] = True
+    kept[kept_indices(source.n)] = True
     blocks = [range(start, min(start + BLOCK, source.n)) for start in range(0, source.n, BLOCK)]
     part = _Partial()
     bar = tqdm(total=sum(map(len, blocks[_rank()::_world()])), unit="image", desc=source.name,

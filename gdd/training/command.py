@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Suppress
 
-from gdd.cli import on_interrupt
+from gdd.cli import called, on_interrupt
 from gdd.config import Hardware, Keep, TrainConfig
 from gdd.profiles import Profile, preset, profiles
 
@@ -105,13 +105,12 @@ def _left(state: Path) -> str:
 
 
 def _launcher() -> list[str]:
-    """What stood before the arguments: `python -m gdd`, or the module that wraps it, or torchrun
-    before them."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    module = ["-m", spec.name.removesuffix(".__main__") if spec else "gdd"]
+    """What stood before the arguments: the command, or torchrun before its module."""
+    words = called()
     if "TORCHELASTIC_RUN_ID" in os.environ:
+        module = words[1:] or ["-m", "gdd"]
         return ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module]
-    return ["python", *module]
+    return words
 
 
 def _describe(profile: Profile, name: str, args: Train) -> None:

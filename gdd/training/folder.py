@@ -11,8 +11,10 @@ best.safetensors   the EMA network of the tick with the least distance, if one i
 final.safetensors  the finished EMA network, with config and log inside
 """
 
+import csv
 import dataclasses
 import importlib.metadata
+import io
 import json
 import platform
 import shutil
@@ -21,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
-import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
@@ -137,8 +138,14 @@ class RunFolder:
         write_atomically(self.path / "config.json", json.dumps(_plain(config), indent=1).encode())
 
     def write_log(self, log: list[dict[str, float]]) -> None:
-        content = pd.DataFrame(log).to_csv(index=False, float_format="%.6g").encode()
-        write_atomically(self.path / "log.csv", content)
+        names = dict.fromkeys(name for row in log for name in row)  # what is measured may change
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(names), lineterminator="\n")
+        table.writeheader()
+        table.writerows({
+            name: f"{value:.6g}" if isinstance(value, float) else value
+            for name, value in row.items()} for row in log)
+        write_atomically(self.path / "log.csv", text.getvalue().encode())
 
 
 def _content(path: Path) -> bytes:
