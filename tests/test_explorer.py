@@ -84,7 +84,7 @@ def test_a_look_is_the_blocks_output_and_the_parts_of_its_input(teacher, probe):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def explorer():
     return Explorer("desk", 4)
 
