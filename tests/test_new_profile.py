@@ -35,8 +35,8 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     assert re.search(r"trained gdd-i: 160 images in \d+ s, .*FD64\[judges\]", shown)
     folder = tmp_path / "figures" / "patches"
     figures = ("fig01_overview", "fig02_rel_fid", "fig03_activations", "fig04_consistency",
-               "fig05_19_samples", "spectrum")
-    pictures = (*figures, "fig05_19_samples_nearest")
+               "fig05_19_samples", "spectrum", "editing", "importance")
+    pictures = (*figures, "fig05_19_samples_nearest", "editing_measured")
     files = [f"{name}.{kind}" for name in pictures for kind in ("csv", "pdf", "png", "txt")]
     files += [f"table{k}.{kind}" for k in range(1, 7) for kind in ("csv", "md", "tex")]
     assert sorted(f.name for f in folder.iterdir()) == sorted([
@@ -124,4 +124,4 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     alone = table[table["run"] == "gdd-from-random"]
     assert set(alone["verdict"]) == {"not decided"}  # one training seed
     assert set(alone["beside"]) == {"gdd"}
-    assert len(list(folder.glob("*.png"))) == 9
+    assert len(list(folder.glob("*.png"))) == 12
