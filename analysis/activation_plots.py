@@ -55,8 +55,8 @@ def plot_map(table: pd.DataFrame, *, ax: Axes | None = None, labels: bool = True
         ratio = values.max(axis=1) / values.min(axis=1)
         noise = 100 * (spread / values).mean(axis=1)
         for place, (most, percent) in enumerate(zip(ratio, noise, strict=True)):
-            digits = 1 if most >= 1.05 else 2
-            ax.text(values.shape[1] - 0.3, place, f"x{most:.{digits}f}  {percent:.0f}%",
+            decimals = 1 if most >= 1.05 else 2
+            ax.text(values.shape[1] - 0.3, place, f"x{most:.{decimals}f}  {percent:.0f}%",
                     fontsize=6.5, va="center")
     _sigma_axis(table, ax)
     return ax

@@ -17,7 +17,8 @@ PLACE = "EQUATION-{}-OF-THIS-PAGE"  # survives Markdown, which would read MathML
 # what browsers need otherwise than latex2mathml has it: fences and letters; then operators
 BEFORE = ((r"\\\n", r"\\ "), (r"\\[Bb]ig(?=\(|\\lVert)|(?<!ig)(?=\\lVert)", r"\\left"),
           (r"\\[Bb]ig(?=\)|\\rVert)|(?<!ig)(?=\\rVert)", r"\\right"),
-          (r"\\[lr]Vert", r"\\Vert"), (r"\\mathcal N", "𝒩"), (r"\\mathbb E", "𝔼"))  # yapf: disable
+          (r"\\[lr]Vert", r"\\Vert"),
+          (r"\\mathcal N", "𝒩"), (r"\\mathbb E", "𝔼"))  # yapf: disable
 AFTER = ((r"<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"),
          (r"<mo[^>]*>(max|min)</mo>", r"<mi>\1</mi>"),
          (r"((?:\[|&#x00028;|&#x0002C;)</mo>)<mo>(?=&#x02212;)", r'\1<mo form="prefix">'),

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_ones_own_and_a_wrong_one(explorer, tmp_path):
 
 
 def test_a_hand_does_not_wait(explorer):
-    """0.3 s are asked for; half of it is left for a slower machine."""
+    """A move of the slider, in time of this thread, which other work does not lengthen."""
     explorer.run.value, explorer.path.value = "teacher", "heun:18"
     seconds = []
     for step in range(1, 12):

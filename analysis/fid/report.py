@@ -1,7 +1,7 @@
 """Two sources side by side on one page: distances in several features, both sets of images, the
 nearest neighbours, what of the distance is class statistics, and what to be careful about.
 
-    report("out.html", "gdd-i", "digits", [extractor("digits"), of_function(f, "mine")])
+    report("out.html", "gdd-i", "data.zip", [extractor("inception"), of_function(f, "mine")])
 """
 
 import html
