@@ -182,7 +182,7 @@ class _Lines:
             line.set(color=plots.COLORS["abs"] if chosen else "#cccccc", zorder=3 if chosen else 2)
         self.here.set_xdata([step + 1] * 2)
         content = io.BytesIO()
-        self.figure.savefig(content, format="png", pil_kwargs={"compress_level": 1})
+        self.figure.savefig(content, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
         return content.getvalue()
 
 
