@@ -3,18 +3,18 @@ to follow a rough one, to walk between two seeds, to change the class.
 
 A one-step generator is edited through its latents, which are optimised; a K-step one, like its
 teacher, through its denoised image, part of which is held at what is known. Measured, not only
-shown: every function returns images, `measure` a tidy table of how good they are.
+shown: functions return images, and those named `measure_` a tidy table of how good they are.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from analysis.differences import mean_interval, psnr, rms
 from analysis.fid.frechet import FeatureStats, frechet_distance
 from gdd.data.images import to_uint8
 from gdd.sampling import Denoise, chain, ladder_sigma
@@ -109,30 +109,15 @@ def evenness(images: Tensor) -> Tensor:
     return moved.amax(dim=0) / moved.mean(dim=0).clamp(min=1e-12)
 
 
-def rms(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Root mean square difference (N,) of images in [-1,1], of all pixels or of those in the
-    mask."""
-    squares = (a - b).square()
-    if mask is None:
-        return squares.mean(dim=(1, 2, 3)).sqrt()
-    inside = mask.expand_as(squares)
-    return ((squares * inside).sum(dim=(1, 2, 3)) / inside.sum(dim=(1, 2, 3))).sqrt()
-
-
-def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio (N,) in dB of images in [-1,1], whose peak is 2."""
-    return 20 * torch.log10(2 / rms(a, b, mask).clamp(min=1e-6))
-
-
 def measure_completions(completed: Mapping[str, Tensor], images: Tensor, mask: Tensor,
                         features: Callable[[Tensor],
                                            Tensor], reference: FeatureStats) -> pd.DataFrame:
-    """Rows method, statistic, mean, low, high, n: completions (N,C,H,W) of `images` by each method.
+    """Rows method, statistic, mean, low, high, spread, n: completions (N,C,H,W) of `images` by each
+    method.
 
     `psnr` in dB inside the mask; `feature` the distance of the features of uint8 images from the
     original's, over the mean distance of two different originals, so that 1 is another picture;
-    `fd` of the completions to the reference. Intervals are of the mean over images (95%, normal);
-    an FD has none.
+    `fd` of the completions to the reference, which has no interval.
     """
     def seen(x: Tensor) -> Tensor:
         return features(to_uint8(x)).double()
@@ -150,14 +135,6 @@ def measure_completions(completed: Mapping[str, Tensor], images: Tensor, mask: T
     return pd.DataFrame(rows)
 
 
-def mean_interval(values: Tensor) -> dict[str, Any]:
-    """mean, low, high (95%, normal) and n of values (N,)."""
-    values = values.double()
-    mean, n = float(values.mean()), len(values)
-    half = 1.96 * float(values.std()) / n**0.5 if n > 1 else math.nan
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-
-
 def switch_classes(make: Callable[[Tensor, Tensor], Tensor], latents: Tensor,
                    classes: int) -> Tensor:
     """Images (classes,N,C,H,W) of the same latents asked for each class in turn; `make` takes
@@ -166,7 +143,7 @@ def switch_classes(make: Callable[[Tensor, Tensor], Tensor], latents: Tensor,
 
 
 def measure_classes(images: Tensor, classify: Callable[[Tensor], Tensor]) -> pd.DataFrame:
-    """Rows statistic, mean, low, high, n of `switch_classes`' images (classes,N,C,H,W).
+    """Rows statistic, mean, low, high, spread, n of `switch_classes`' images (classes,N,C,H,W).
 
     `agreement`: the share that a classifier of uint8 images takes for the class asked for;
     `class_change`: how far two classes of the same latents are apart (rms); `latent_change`: how

@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from analysis.differences import mean_interval, rms
 from analysis.hooks import record
 from gdd.sampling import Step, draw_latents, sigma_ladder, solve
 
@@ -112,7 +112,7 @@ def measure(denoiser: Any, *, model: str, seeds: Sequence[int] = range(16), step
                     changed = _changed(denoiser, along, asked, ladder, span, some, factor)
                     for name, image, answer in zip(some, *changed, strict=True):
                         cell = cells.setdefault((name, band), defaultdict(list))
-                        cell["value"].append(_rms(image, originals[-1]))
+                        cell["value"].append(rms(image, originals[-1]))
                         cell["at_once"].append(answer)
                         cell["magnitude"].append(sizes[name][span.start:span.stop].mean(dim=0))
                         if distance:
@@ -120,17 +120,17 @@ def measure(denoiser: Any, *, model: str, seeds: Sequence[int] = range(16), step
                 bar.update(len(batch))
 
     unchanged = torch.cat(originals)
-    apart = float(_rms(unchanged, unchanged.roll(1, dims=0)).mean())
+    apart = float(rms(unchanged, unchanged.roll(1, dims=0)).mean())
     before = distance(unchanged) if distance else math.nan
     rows = []
     for (name, band), cell in cells.items():
         found = {key: torch.cat(values) for key, values in cell.items()}
-        mean, half, spread = _interval(found["value"])
+        moved = mean_interval(found["value"])
         levels = ladder[spans[band].start:spans[band].stop].tolist()
         rows.append([
             model, name, names.index(name), band, levels[0], levels[-1], len(levels), factor,
-            len(seeds), mean, spread, mean - half, mean + half, float(found["at_once"].mean()),
-            float(found["magnitude"].mean()), apart,
+            len(seeds), *(moved[key] for key in ("mean", "spread", "low", "high")),
+            float(found["at_once"].mean()), float(found["magnitude"].mean()), apart,
             distance(found["images"]) - before if distance else math.nan])  # yapf: disable
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["depth", "band"], ignore_index=True)
 
@@ -161,7 +161,7 @@ def _changed(denoiser: Any, along: Sequence[Step], labels: Tensor | None, ladder
     for step in along[span.start:span.stop]:
         with scaled(denoiser, factors):
             x0_hat = denoiser(step.x.repeat(several, 1, 1, 1), step.sigma, repeated)
-        answers.append(_rms(x0_hat.clamp(-1, 1), step.x0_hat.clamp(-1, 1).repeat(several, 1, 1, 1)))
+        answers.append(rms(x0_hat.clamp(-1, 1), step.x0_hat.clamp(-1, 1).repeat(several, 1, 1, 1)))
 
     levels = set(ladder[span.start:span.stop].tolist())
 
@@ -175,15 +175,3 @@ def _changed(denoiser: Any, along: Sequence[Step], labels: Tensor | None, ladder
     *_, last = solve(denoise, state, sigmas=ladder[first:], labels=repeated)
     moved = torch.stack(answers).mean(dim=0).unflatten(0, (several, n))
     return last.x.clamp(-1, 1).unflatten(0, (several, n)), moved
-
-
-def _rms(images: Tensor, others: Tensor) -> Tensor:
-    """Of (N,C,H,W) each: (N,), on the CPU."""
-    return (images - others).square().mean(dim=(1, 2, 3)).sqrt().cpu()
-
-
-def _interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean of (N,), half its 95% t interval, and standard deviation."""
-    spread = float(values.std())
-    half = float(stdtrit(len(values) - 1, 0.975)) * spread / len(values)**0.5
-    return float(values.mean()), half, spread
