@@ -143,9 +143,11 @@ def execute(task: Task, threads: int = 1) -> None:
     given = {"profile": named} | dict(task.parameters)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with scratch() as folder:
-        partial, kernel = folder / "notebook.ipynb", {}
+        partial = folder / "notebook.ipynb"
+        # it is stopped by an interrupt, which it would tell of
+        settings: dict[str, Any] = {"NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"]}}
         if os.name == "posix":  # not open to other users
-            kernel = {
+            settings |= {
                 "KernelManager": {
                     "transport": "ipc", "ip": str(folder / "kernel"), "connection_file": str(
                         folder / "kernel.json")}}
@@ -154,7 +156,7 @@ def execute(task: Task, threads: int = 1) -> None:
                 notebook = papermill.execute_notebook(str(source(
                     task.notebook)), str(partial), given, kernel_name="python3", cwd=str(ROOT),
                                                       progress_bar=sys.stderr.isatty(),
-                                                      start_timeout=120, config=Config(kernel))
+                                                      start_timeout=120, config=Config(settings))
         except PapermillExecutionError as error:
             if error.ename == "KeyboardInterrupt":
                 raise KeyboardInterrupt from None
