@@ -33,7 +33,8 @@ td:first-child{min-width:4rem}.card td:first-child{min-width:9rem}
 border-bottom:1px solid var(--line)}.card td{display:block;border:0;padding:.1rem 0}}
 code{overflow-wrap:anywhere}summary{cursor:pointer;margin:.4rem 0}
 @media print{body{max-width:none;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
-img{max-height:80vh}details::details-content{content-visibility:visible}
+img{max-height:80vh}.wide{overflow:visible}table{width:100%;font-size:8pt}
+details table{font-size:6.5pt}th,td{padding:.15rem .25rem}details::details-content{content-visibility:visible}
 a{color:inherit;text-decoration:none}}
 """
 _KIND = {"holds": "holds", "does not hold": "fails"}
@@ -41,11 +42,13 @@ _MODELS = {"": "EDM", "gdd": "GDD", "gdd-i": "GDD-I"}
 
 
 def write_page(folder: Path, title: str) -> None:
-    """index.html of a folder: the scorecard, then each figure with its caption, then tables."""
+    """index.html of a folder: the scorecard, then each figure with its caption, the paper's first,
+    then tables."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if (folder / "claims.csv").is_file():
         parts += ["<h2>Do the paper's claims hold here?</h2>", _scorecard(folder)]
-    parts += [_figure(picture) for picture in sorted(folder.glob("*.png"))]
+    pictures = sorted(folder.glob("*.png"), key=lambda f: (not f.stem.startswith("fig"), f.stem))
+    parts += [_figure(picture) for picture in pictures]
     parts += ["<h2>Figures 5 to 19 at the paper's scale</h2>", _samples(folder)]
     if tables := sorted(folder.glob("table*.csv")):
         parts += ["<h2>Tables</h2>", *map(_table, tables)]
@@ -142,7 +145,8 @@ def _table(path: Path) -> str:
     text = caption.read_text().strip().splitlines()[-1] if caption.is_file() else path.stem
     links = [(kind, f"{path.stem}.{kind}") for kind in ("csv", "md", "tex")
              if path.with_suffix(f".{kind}").is_file()]  # yapf: disable
-    body = table.to_html(index=False, border=0, escape=True)
+    spoken = table.rename(columns=lambda name: name.replace("_", " "))
+    body = spoken.to_html(index=False, border=0, escape=True)
     return (f'<details id="{html.escape(path.stem)}"><summary>{html.escape(text)} '
             f'{_linked(links)}</summary><div class="wide">{body}</div></details>')
 
