@@ -33,8 +33,8 @@ lint: $(STAMP)
 	$(RUN) -m mypy
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
 
-bench: $(STAMP)  ## ours against named peers, as ratios in one run
-	$(RUN) -m pytest benchmarks -o testpaths=benchmarks -s
+bench: $(STAMP)  ## ours against named peers, as ratios in one run: benchmarks/results.csv, figures/bench, README's table; ONLY="sampling data" writes nothing
+	$(RUN) -m benchmarks $(ONLY)
 
 docs: $(STAMP)  ## the pages of docs/ as a site, in site/, without a network
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build

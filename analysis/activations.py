@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gdd.config import SIGMA_MAX, SIGMA_MIN, Precision
 from gdd.profiles import profile
+from gdd.weights import zoo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ADDRESS = re.compile(r"(?:model|unet)\.(enc|dec)\.((\d+)x\d+_\w+)\.(\w+)")
 SIDES = {"enc": "encoder", "dec": "decoder"}
 PARTS = ("conv1", "proj")
+STATISTICS = ("mean_abs", "rms", "std", "channel", "bands")
 COLUMNS = ["model", "process", "side", "block", "part", "depth", "resolution", "sigma", "step",
            "statistic", "index", "value", "spread", "n"]  # yapf: disable
 
@@ -52,6 +54,13 @@ def statistics() -> dict[str, Callable[["Tensor"], "Tensor"]]:
         "std": lambda x: x.flatten(1).std(dim=1)[:, None],
         "channel": channel,
         "bands": bands, }
+
+
+def _check_names(statistic: str, parts: Sequence[str]) -> None:
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}; got {statistic!r}")
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"parts must be of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
 
 
 def measure(denoiser: "nn.Module", *, model: str = "model", seeds: Sequence[int] = range(256),
@@ -88,11 +97,8 @@ def measure(denoiser: "nn.Module", *, model: str = "model", seeds: Sequence[int]
     from analysis.hooks import evaluating, record
     from gdd.sampling import draw_latents, sigma_ladder, solve
 
+    _check_names(statistic, parts)
     known = statistics()
-    if statistic not in known:
-        raise ValueError(f"statistic must be one of {', '.join(known)}; got {statistic!r}")
-    if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"parts must be of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
     if lacking := [n for n in ("channels", "resolution", "label_dim") if not hasattr(denoiser, n)]:
         raise ValueError(f"a denoiser has channels, resolution and label_dim, and "
                          f"{type(denoiser).__name__} lacks {', '.join(lacking)}; of other networks "
@@ -213,7 +219,13 @@ class Activations:
 def main(args: Activations) -> None:
     if args.n < 0 or args.steps < 2:
         raise ValueError(f"n must be at least 1 and steps at least 2; got {args.n}, {args.steps}")
-    chosen = profile(args.profile)
+    chosen, parts = profile(args.profile), args.part.split(",")
+    _check_names(args.statistic, parts)
+    located = zoo.locate(args.ckpt) if args.ckpt else None
+    if args.data not in ("", "none"):
+        from gdd.data.pictures import check_path
+
+        check_path(args.data)
 
     import torch
 
@@ -229,7 +241,7 @@ def main(args: Activations) -> None:
     if not args.ckpt and (lacking := missing_files(chosen)):
         raise FileNotFoundError(f"profile {chosen.name} lacks {len(lacking)} files: " +
                                 "; ".join(lacking))
-    path = checkpoint.locate(args.ckpt) if args.ckpt else obtain(chosen.teacher, args.profile).path
+    path = located or obtain(chosen.teacher, args.profile).path
     denoiser, metadata = checkpoint.load_with_metadata(path)
     shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
     data = args.data or metadata.get("train", {}).get("data") or chosen.data
@@ -243,9 +255,9 @@ def main(args: Activations) -> None:
         images = to_float(found.images[picked])
         labels = None if found.labels is None else found.labels[picked]
     name = path.stem if path.stem != "final" else path.parent.name
-    table = measure(to_device(denoiser, args.device, args.precision), model=name, seeds=range(n),
-                    images=images, labels=labels, steps=args.steps, parts=args.part.split(","),
-                    statistic=args.statistic)
+    denoiser = to_device(denoiser, args.device, args.precision)
+    table = measure(denoiser, model=name, seeds=range(n), images=images, labels=labels,
+                    steps=args.steps, parts=parts, statistic=args.statistic)
     folder = args.out or FIGURES_FOLDER / chosen.name / "explore"
     paper_style()
     table = rounded(table)

@@ -24,7 +24,7 @@ from gdd.data.images import to_uint8
 from gdd.grid import grid_png
 from gdd.profiles import profile
 from gdd.sampling import to_device
-from gdd.weights import checkpoint
+from gdd.weights import checkpoint, zoo
 
 LADDER = "heun:18"
 WIDTH = 620  # screen pixels of a picture
@@ -94,7 +94,7 @@ class Explorer(widgets.VBox):
         if name in experiments.at_hand(self.profile_name):
             path = experiments.obtain(name, self.profile_name).path
         else:
-            path = checkpoint.locate(name)
+            path = zoo.locate(name)
         denoiser, metadata = checkpoint.load_with_metadata(Path(path))
         return to_device(denoiser, experiments.device()), checkpoint.sampler_of(denoiser, metadata)
 

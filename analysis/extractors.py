@@ -13,7 +13,7 @@ from analysis.fid.summaries import Summaries
 from gdd.config import TrainConfig
 from gdd.files import digest as file_digest
 from gdd.profiles import Profile, profiles
-from gdd.sampling import sampler_of
+from gdd.samplers import sampler_of
 from gdd.training.start import finished, new_backbone, shipped
 from gdd.training.trainer import TrainState
 from gdd.weights import checkpoint

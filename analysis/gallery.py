@@ -34,7 +34,8 @@ border-bottom:1px solid var(--line)}.card td{display:block;border:0;padding:.1re
 code{overflow-wrap:anywhere}summary{cursor:pointer;margin:.4rem 0}
 @media print{body{max-width:none;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
 img{max-height:80vh}.wide{overflow:visible}table{width:100%;font-size:8pt}
-details table{font-size:6.5pt}th,td{padding:.15rem .25rem}details::details-content{content-visibility:visible}
+details table{font-size:6.5pt}th,td{padding:.15rem .25rem}
+details::details-content{content-visibility:visible}
 a{color:inherit;text-decoration:none}}
 """
 _KIND = {"holds": "holds", "does not hold": "fails"}

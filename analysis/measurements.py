@@ -18,7 +18,7 @@ from analysis.experiments import device, obtain, obtain_at
 from analysis.fid.sources import Source, of_checkpoint, of_denoiser, open_source
 from analysis.judges import Judge, in_memory, judges, metric_of, real, summaries
 from gdd.profiles import Profile, profile
-from gdd.sampling import sampler_of
+from gdd.samplers import sampler_of
 
 KINDS = ("abs", "rel", "rel, disjoint seeds")
 

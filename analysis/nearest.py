@@ -16,7 +16,7 @@ from analysis.judges import in_memory, summaries
 from analysis.measurements import generated
 from analysis.pixels import packed
 from gdd.profiles import profile
-from gdd.sampling import sampler_of
+from gdd.samplers import sampler_of
 from gdd.training.start import digest
 
 

@@ -21,7 +21,7 @@ from gdd.files import ROOT, scratch, write_atomically
 from gdd.notebooks import FOLDER
 from gdd.profiles import profile
 from gdd.reading import read_json
-from gdd.sampling import network_calls, sampler_of
+from gdd.samplers import network_calls, sampler_of
 from gdd.training.start import digest
 
 PACKAGES = Path(__file__).resolve().parents[1]  # the folder of both

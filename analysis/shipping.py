@@ -21,7 +21,7 @@ from gdd.data.images import open_images
 from gdd.files import digest as file_digest
 from gdd.files import write_atomically
 from gdd.profiles import Profile, profile
-from gdd.sampling import sampler_of
+from gdd.samplers import sampler_of
 from gdd.training.start import finished
 from gdd.weights import checkpoint
 

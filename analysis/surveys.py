@@ -25,7 +25,7 @@ from analysis.judges import judges
 from analysis.nearest import measured_neighbours, nearest_table
 from analysis.plots import TITLES
 from gdd.profiles import profile, require
-from gdd.sampling import sampler_of
+from gdd.samplers import sampler_of
 from gdd.training.start import digest
 
 Measure = Callable[[str, str], tuple[str, pd.DataFrame]]

@@ -11,9 +11,11 @@ from tyro.conf import Positional
 
 from gdd.cli import run_cli
 from gdd.config import Precision
-from gdd.reading import quoted
+from gdd.reading import open_regular, quoted
+from gdd.samplers import read_sampler
 from gdd.training import command
 from gdd.training.command import Train
+from gdd.weights import zoo
 
 
 @dataclass
@@ -156,6 +158,12 @@ def main(args: Commands) -> None:
 
 
 def sample(args: Sample) -> None:
+    path = zoo.locate(args.ckpt)
+    if args.sampler:
+        read_sampler(args.sampler)
+    if args.n < 1 or args.zoom < 1:
+        raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
+
     import torch
 
     from gdd.data.images import to_uint8
@@ -164,9 +172,7 @@ def sample(args: Sample) -> None:
     from gdd.sampling import generate, to_device
     from gdd.weights import checkpoint
 
-    denoiser, metadata = checkpoint.load_with_metadata(checkpoint.locate(args.ckpt))
-    if args.n < 1 or args.zoom < 1:
-        raise ValueError(f"n and zoom must be at least 1; got {args.n} and {args.zoom}")
+    denoiser, metadata = checkpoint.load_with_metadata(path)
     pixels = args.n * ((denoiser.resolution + 2) * args.zoom)**2  # each has a frame
     if pixels > 1 << 26:
         raise ValueError(f"n {args.n} and zoom {args.zoom} make a picture of {pixels:,} pixels; "
@@ -185,11 +191,12 @@ def sample(args: Sample) -> None:
 
 
 def describe(name: str) -> None:
+    path = zoo.locate(name)
+
     from gdd.files import digest
     from gdd.freezing import POLICIES, freeze
     from gdd.weights import checkpoint
 
-    path = checkpoint.locate(name)
     denoiser, metadata = checkpoint.load_with_metadata(path)
     kind = "one-step generator family" if denoiser.epsilon else "EDM denoiser"
     origin = f", {metadata['class']} of NVIDIA's format" if "class" in metadata else ""
@@ -211,6 +218,8 @@ def describe(name: str) -> None:
 
 
 def convert(args: Convert) -> None:
+    open_regular(args.source).close()
+
     from gdd.files import digest
     from gdd.weights import checkpoint
 
@@ -220,13 +229,14 @@ def convert(args: Convert) -> None:
 
 def download(args: Download) -> None:
     from gdd.profiles.paper import TEACHERS
-    from gdd.weights import checkpoint
     from gdd.weights.download import download as fetch
 
     path, found, origin = fetch(args.name, folder=args.folder, sha256=args.sha256,
                                 source=args.source)
     print(f"{path}: {origin}, SHA-256 {found}")
     if args.name in TEACHERS:
+        from gdd.weights import checkpoint
+
         count, wanted = checkpoint.load(path).num_parameters(), TEACHERS[args.name].parameters
         if count != wanted:
             raise ValueError(f"{path} has {count:,} parameters, {args.name} has {wanted:,}; it is "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+BUNDLED = ("digits", )  # data sets that come with a package
 SAMPLER = re.compile(r"one-step|k-step:([1-9]\d{0,2})|two-step:(\d*\.?\d+)")
 
 Objective = Literal["edm", "gdd", "cd", "gdd+cd", "pd", "ctm"]
@@ -31,7 +32,7 @@ class TrainConfig:
     objective: Objective = "gdd"
     """edm trains a teacher; gdd the GAN loss alone; cd consistency, pd progressive, ctm trajectory
     distillation; gdd+cd a sum."""
-    data: str = "digits"
+    data: str = BUNDLED[0]
     """digits, a folder of images, a zip in EDM's layout, or CIFAR-10's python batches."""
     teacher: str = ""
     """What a student starts from: a run of the profile, a public checkpoint's name, or a path;

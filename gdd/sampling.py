@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gdd.config import SIGMA_MAX, SIGMA_MIN, TrainConfig
+from gdd.config import SIGMA_MAX, SIGMA_MIN
 from gdd.denoiser import PRECISIONS, Denoiser
+from gdd.samplers import read_sampler
 
 RHO = 7.0
 Denoise = Callable[..., Tensor]
@@ -147,45 +148,16 @@ def _last(steps: Iterator[Step]) -> Step:
     return deque(steps, maxlen=1).pop()
 
 
-def sampler_of(config: TrainConfig) -> str:
-    """What a run's network is sampled with: a teacher by EDM's 18 steps, a generator as it was
-    trained."""
-    return "heun:18" if config.objective == "edm" else config.sampler
-
-
 def parse_sampler(spec: str) -> Callable[..., Tensor]:
-    """`heun:18`, `euler:18`, `one-step`, `k-step:4` or `two-step:0.8` as a function of (denoise,
-    latents, labels=)."""
-    name, _, value = spec.partition(":")
-    try:
-        if name == "heun":
-            sampler = partial(heun, steps=int(value or 18))
-        elif name == "euler":
-            sampler = partial(euler, steps=int(value or 18))
-        elif name == "k-step":
-            sampler = partial(k_step, steps=int(value))
-        elif name == "two-step":
-            sampler = partial(two_step, middle_sigma=float(value or 0.8))
-        elif spec == "one-step":
-            return one_step
-        else:
-            raise ValueError
-        if not 0 < float(value or 1) < SIGMA_MAX:
-            raise ValueError
-        return sampler
-    except ValueError:
-        allowed = "heun:STEPS, euler:STEPS, one-step, k-step:STEPS, two-step:SIGMA"
-        raise ValueError(f"sampler must be one of {allowed}; got {spec!r}") from None
-
-
-def network_calls(spec: str) -> int:
-    """Calls of the network for an image (NFE) by the sampler that `parse_sampler` knows so. Raises
-    ValueError."""
-    sampler, value = parse_sampler(spec), spec.partition(":")[2]
-    if sampler is one_step:
-        return 1
-    steps = 2 if spec.startswith("two-step") else int(value or 18)
-    return 2 * steps - 1 if spec.startswith("heun") else steps
+    """The sampler of a name that `gdd.samplers` knows as a function of (denoise, latents, labels=).
+    Raises ValueError."""
+    kind, value = read_sampler(spec)
+    if kind == "two-step":
+        return partial(two_step, middle_sigma=value)
+    if kind == "one-step":
+        return one_step
+    solvers: dict[str, Callable[..., Tensor]] = {"heun": heun, "euler": euler, "k-step": k_step}
+    return partial(solvers[kind], steps=int(value))
 
 
 def available_device(name: str = "auto") -> torch.device:

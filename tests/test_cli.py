@@ -206,6 +206,44 @@ def test_bad_input_is_one_line_and_exit_code_2(case, files):
     check_bad_input(done, message, files, before)
 
 
+BEFORE_TORCH = """
+import json, runpy, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        assert name != "torch"
+sys.meta_path.insert(0, NoTorch())
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        print("code", stop.code, file=sys.stderr)
+"""
+
+
+def test_what_needs_no_torch_is_refused_before_it_is_imported(files):
+    cases = [
+        "missing checkpoint", "near name", "unknown profile", "unknown statistic", "sampler",
+        "figures profile", "unknown notebook", "unknown parameter", "describe a name", "download",
+        "data check", "fid: no source", "fid: near source", "fid: no metric", "preset", "no run",
+        "other teacher", "ticks"]
+    asked = [[a.replace("{}", str(files)) for a in BAD[case][0]] for case in cases]
+    asked += [["analysis.activations", "--data", "none.zip"],
+              ["gdd", "train", "desk-gdd", "--folder", "run", "--data", "none.zip"],
+              ["gdd", "convert", "none.pkl", "out.safetensors"],
+              ["analysis.fid", "gdd-i@dpm", "digits"]]  # yapf: disable
+    said = [BAD[case][1] for case in cases]
+    said += ["none.zip does not exist", "none.zip does not exist", "none.pkl does not exist",
+             "sampler must be one of"]  # yapf: disable
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_TORCH, json.dumps(asked)], cwd=files, capture_output=True,
+        text=True, check=False)
+    assert done.stderr.count("code 2\n") == len(asked), done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == len(asked), done.stderr
+    assert [line for line, words in zip(lines, said, strict=True) if words not in line] == []
+
+
 @pytest.mark.parametrize("case", ["missing checkpoint", "preset", "fid: no source"])
 def test_so_it_is_in_a_process_of_its_own(case, files):
     arguments, message = BAD[case]
@@ -373,9 +411,9 @@ def test_another_teacher_is_a_flag(tmp_path):
 def test_shipped_runs_are_found_by_name(tmp_path):
     described = call("gdd", "describe", "gdd", cwd=ROOT)  # where a folder is called so, too
     assert str(zoo.path("gdd")) in described.stdout
-    assert checkpoint.locate("desk/two-step-0.2") == zoo.path("two-step-0.2")
+    assert zoo.locate("desk/two-step-0.2") == zoo.path("two-step-0.2")
     (tmp_path / "mine").touch()
-    assert checkpoint.locate(tmp_path / "mine") == tmp_path / "mine"
+    assert zoo.locate(tmp_path / "mine") == tmp_path / "mine"
 
 
 def stop(command, *arguments, after, cwd, times=1):

@@ -11,7 +11,7 @@ from analysis.extractors import extractor
 from analysis.fid.sources import open_source
 from gdd.freezing import freeze
 from gdd.profiles import digits, profile
-from gdd.sampling import sampler_of
+from gdd.samplers import sampler_of
 from gdd.training.start import digest, finished, missing_files, shipped
 from gdd.weights import checkpoint, zoo
 

@@ -13,6 +13,7 @@ from analysis.fid import (
     frechet_distances,
     label,
 )
+from analysis.fid.frechet import Root
 
 
 def gaussian(mean, covariance, n=1000):
@@ -136,6 +137,18 @@ def test_nearly_singular_covariances_keep_their_closed_form(d):
     closed = float((one.sqrt() - two.sqrt()).square().sum())
     assert frechet_distance(a, b) == pytest.approx(closed, rel=1e-4)
     assert frechet_distance(a, a) < 1e-6
+
+
+def test_a_singular_covariance_has_a_factor_of_its_rank():
+    """And one that rounding made indefinite a factor all the same."""
+    exact = FeatureStats.of(features(0, 20, 50)).covariance
+    root = Root.of(exact)
+    assert root.matrix.shape == (50, 19)
+    assert torch.allclose(root.matrix @ root.matrix.T, exact, atol=1e-13)
+    rounded = exact.float().double()
+    assert torch.linalg.eigvalsh(rounded)[0] < 0
+    again = Root.of(rounded).matrix
+    assert torch.allclose(again @ again.T, exact, atol=1e-6)
 
 
 def test_many_more_dimensions_than_images():

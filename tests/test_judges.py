@@ -10,7 +10,7 @@ from scipy.stats import wasserstein_distance
 from analysis import figures, judges, measurements, notebooks, surveys, tables, verdicts
 from analysis.fid import swd
 from analysis.nearest import nearest
-from gdd import sampling
+from gdd import samplers, sampling
 from gdd.profiles import profile
 from gdd.profiles.digits import DESK
 from gdd.training.start import digest
@@ -147,7 +147,7 @@ def test_network_calls_are_counted(sampler):
         return 0 * x
 
     sampling.parse_sampler(sampler)(denoise, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
-    assert sampling.network_calls(sampler) == len(calls)
+    assert samplers.network_calls(sampler) == len(calls)
 
 
 def test_what_one_process_has_looked_at_another_does_not_make_again(monkeypatch):

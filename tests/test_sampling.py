@@ -89,7 +89,7 @@ def test_both_generators_of_two_steps_have_their_own_middle_sigma(spec, middle):
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("heun:5", 9), ("euler:5", 5), ("one-step", 1),
-                                                ("k-step:4", 4), ("two-step", 2)])
+                                                ("k-step:4", 4), ("two-step", 2), ("heun:90", 179)])
 def test_network_calls_are_what_the_name_says(sampler, calls):
     count = 0
 
@@ -132,8 +132,8 @@ def test_latents_do_not_depend_on_their_neighbours():
     assert label[0] == labels[1]
 
 
-@pytest.mark.parametrize("spec",
-                         ["heun:x", "heun:0", "k-step", "two-step:90", "one-step:3", "dpm", ""])
+@pytest.mark.parametrize(
+    "spec", ["heun:x", "heun:0", "heun:1000", "k-step", "two-step:90", "one-step:3", "dpm", ""])
 def test_unknown_samplers_are_refused(spec):
     with pytest.raises(ValueError, match="sampler must be one of"):
         sampling.parse_sampler(spec)

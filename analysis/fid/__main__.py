@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from analysis.fid.asked import check_metrics, check_numbers, locate
 from gdd.cli import run_cli
 from gdd.config import Precision
 
@@ -71,6 +72,17 @@ class Fid:
 
 
 def main(args: Fid) -> None:
+    check_numbers(args)
+    check_metrics(args.metrics)
+    for spec in [*args.sources, *([args.held_out] if args.held_out else [])]:
+        locate(spec)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if args.report and several:
+        raise ValueError("--report is made by one process; what torchrun measured is in the cache, "
+                         "so run it again without")
+    if args.held_out and not args.report:
+        raise ValueError(f"--held-out is of a --report; got {args.held_out} without one")
+
     import pandas as pd
     import torch
     import torch.distributed as dist
@@ -83,15 +95,8 @@ def main(args: Fid) -> None:
     from analysis.fid.summaries import Summaries, cache_folder
     from gdd.sampling import available_device
 
-    _check_numbers(args)
     if args.save_statistics:
         check_target(args.save_statistics)
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if args.report and several:
-        raise ValueError("--report is made by one process; what torchrun measured is in the cache, "
-                         "so run it again without")
-    if args.held_out and not args.report:
-        raise ValueError(f"--held-out is of a --report; got {args.held_out} without one")
     place = available_device(args.device)
     device, precision = str(place), args.precision
     if several:
@@ -133,16 +138,6 @@ def main(args: Fid) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _check_numbers(args: Fid) -> None:
-    """Before anything is opened: memory and time go with each of them."""
-    for name, least, most in (("n", 2, 10_000_000), ("ranges", 1, 1000), ("batch_size", 1, 1 << 20),
-                              ("bootstrap", 0, 100_000), ("first_seed", 0, 1 << 40)):
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} must be {least} to {most:,}; got {value}")
 
 
 def _named(features: list[str]) -> list[str]:

@@ -16,13 +16,13 @@ import pandas as pd
 from torch import Tensor
 
 from analysis.features import Extractor, family
+from analysis.fid.asked import check_metrics
 from analysis.fid.frechet import bootstrap_interval, fd_infinity, frechet_distances, label
 from analysis.fid.own import as_source
 from analysis.fid.samples import density_coverage, kid, precision_recall
 from analysis.fid.sources import Source, Statistics
 from analysis.fid.summaries import Summaries, Summary
 
-METRICS = ("fd", "kid", "pr", "dc", "is", "fd-infinity")
 RANGES = 3  # the convention of EDM and its kin, who report the least of three; here all three are
 Row = dict[str, Any]
 Metric = str | Callable[[Tensor, Tensor], float]
@@ -34,17 +34,17 @@ def measure(sources: Sequence[Any], summaries: Summaries, *, metrics: Iterable[M
     """Rows a, b, features, seeds, n_a, n_b, metric, value, spread, low, high; of a pair the first
     is judged by the second.
 
-    Sources are what `analysis.fid.own.as_source` knows. Metrics are of METRICS, or functions of two
-    samples of features (m,d), at most 10,000 of each source, that return a number. `spread` is over
-    the subsets of a KID or the splits of an IS; `low` and `high` are of `bootstrap_interval`.
+    Sources are what `analysis.fid.own.as_source` knows. Metrics are of `analysis.fid.asked`, or
+    functions of two samples of features (m,d), at most 10,000 of each source, that return a number.
+    `spread` is over the subsets of a KID or the splits of an IS; `low` and `high` are of
+    `bootstrap_interval`.
 
     Generators make `n` images, by default as many as the data set beside them has, else 50,000,
     from the same seeds, once per range of seeds; what has no seeds is compared once. Raises
     ValueError or FileNotFoundError naming what does not fit.
     """
     wanted = list(dict.fromkeys(metrics))
-    if unknown := [name for name in wanted if isinstance(name, str) and name not in METRICS]:
-        raise ValueError(f"metrics must be of {', '.join(METRICS)}; got {', '.join(unknown)}")
+    check_metrics(name for name in wanted if isinstance(name, str))
     if len(sources) < 2 or ranges < 1 or (n is not None and n < 2):
         raise ValueError("two sources, one range and n = 2 are the least; "
                          f"got {len(sources)} sources, {ranges} ranges, n = {n}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 # by which a covariance may miss what it must be, of its largest eigenvalue: rounding to float32
@@ -114,8 +115,8 @@ def _largest_eigenvalue(x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Root:
-    """A factor of a covariance, `matrix @ matrix.T`: Cholesky's where that exists, else one of full
-    column rank."""
+    """A factor of a covariance, `matrix @ matrix.T`: Cholesky's, with pivots if it is singular; of
+    eigenvectors if it is not quite positive."""
 
     matrix: Tensor  # (d,r)
     definite: bool
@@ -125,11 +126,25 @@ class Root:
         lower, info = torch.linalg.cholesky_ex(covariance)
         if not info:
             return cls(lower, True)
+        if (factor := _pivoted(covariance)) is not None:
+            return cls(factor, False)
         values, vectors = torch.linalg.eigh(covariance)
         if values[0] < -TOLERANCE * values.abs().max():
             raise ValueError(f"no covariance: it has a negative eigenvalue, {float(values[0]):.3g}")
         kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
         return cls(vectors[:, kept] * values[kept].sqrt(), False)
+
+
+def _pivoted(covariance: Tensor) -> Tensor | None:
+    """Cholesky's factor with pivots (d,rank) of a matrix that is singular and else exact, as that
+    of fewer images than dimensions; None where it does not give the matrix back, as that of moments
+    rounded to float32."""
+    lower, order, rank, _ = dpstrf(covariance.numpy(), lower=1)
+    factor = torch.empty(len(covariance), rank, dtype=covariance.dtype)
+    factor[order.astype("int64") - 1] = torch.from_numpy(lower).tril()[:, :rank]
+    missed = (covariance - factor @ factor.T).abs().max()
+    accurate = 16 * len(covariance) * torch.finfo(covariance.dtype).eps
+    return factor if missed <= accurate * covariance.abs().max() else None
 
 
 def _trace_of_root(a: Root, b: Root) -> Tensor:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from analysis.fid.arrays import array_headers, mapped_array, read_array
+from analysis.fid.asked import ARRAYS, locate
 from analysis.fid.statistics import Statistics, read_statistics
 from analysis.fid.statistics import save_statistics as save_statistics
-from gdd.data.images import BUNDLED, Images, open_images, to_uint8
+from gdd.data.images import Images, open_images, to_uint8
 from gdd.denoiser import Denoiser
 from gdd.reading import Budget, open_regular, quoted
 from gdd.sampling import generate, parse_sampler, to_device
-from gdd.weights import checkpoint
+from gdd.weights import checkpoint, zoo
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +64,13 @@ def open_source(spec: str, *, device: str = "cpu", precision: str = "fp32") -> S
     A generator makes one image per seed; `reseed` sets them. Raises FileNotFoundError or ValueError
     with what is wrong.
     """
-    name, at, sampler = spec.partition("@")
-    if name in BUNDLED and not at:
+    path, (name, at, sampler) = locate(spec), spec.partition("@")
+    if path is None:
         dataset = open_images(name)
         return _dataset(name, dataset, {name: len(dataset)})
-    if Path(name).suffix in (".npy", ".npz") and not at:
-        return _arrays(Path(name))
-    try:
-        path = checkpoint.locate(name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"source {error}") from None
-    if at or path.suffix in checkpoint.SUFFIXES:
+    if path.suffix in ARRAYS and not at:
+        return _arrays(path)
+    if at or path.suffix in zoo.SUFFIXES:
         return of_checkpoint(path, sampler, device, precision)(range(0))
     opened = _dataset(name, open_images(name), {"files": content_digest(path)})
     return replace(opened, lossy=_is_lossy(path))
@@ -138,10 +135,7 @@ def _is_lossy(path: Path) -> bool:
 
 
 def _arrays(path: Path) -> Source | Statistics:
-    try:
-        headers = array_headers(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"source {error}") from None
+    headers = array_headers(path)
     if {"mu", "sigma"} <= headers.keys():
         return read_statistics(path, headers)
     if any(header.dtype.hasobject for header in headers.values()):

@@ -5,7 +5,6 @@ A data set is decoded once into one uint8 tensor (CIFAR-10: 154 MB), so that tra
 for it; one that would take more than `IN_MEMORY` bytes is decoded as it is asked for.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdd.data.pictures import Pictures, open_pictures
+from gdd.config import BUNDLED
+from gdd.data.pictures import Pictures, describe_shape, open_pictures
 from gdd.reading import quoted
 
 IN_MEMORY = 4 << 30
@@ -85,18 +85,12 @@ def open_images(spec: str, *, in_memory: int = IN_MEMORY) -> Images:
     picture is asked for.
     """
     if spec in BUNDLED:
-        return BUNDLED[spec]()
+        return load_digits()
     pictures = open_pictures(spec)
     streamed = Streamed(pictures)
     images = streamed[:] if streamed.shape.numel() <= in_memory else streamed
     return Images(pictures.path.stem, images,
                   None if pictures.labels is None else torch.tensor(pictures.labels))
-
-
-def describe_shape(shape: tuple[int, ...]) -> str:
-    """`32x32 RGB` of (C,H,W)."""
-    channels, height, width = shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 
 def load_digits() -> Images:
@@ -108,9 +102,6 @@ def load_digits() -> Images:
     # (1797,1,8,8)
     images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
     return Images("digits", images, torch.from_numpy(digits.target.astype(np.int64)))
-
-
-BUNDLED: dict[str, Callable[[], Images]] = {"digits": load_digits}  # come with a package
 
 
 def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:

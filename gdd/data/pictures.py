@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from gdd.config import BUNDLED
 from gdd.data.cifar import BATCHES, Batch, Split, read_cifar_archive, read_cifar_folder
 from gdd.reading import METADATA, open_regular, quoted, read_json, read_regular, shown
 
@@ -28,6 +29,7 @@ MAX_PIXELS = 1 << 25
 MAX_BYTES = 1 << 27  # of one picture's file
 _MAX_SCANNED = 1 << 29  # pixels times scans of a progressive JPEG, which has some ten
 _MAX_CLASS = 1_000_000
+_KINDS = "data must be digits, a folder, a zip, or cifar-10-python.tar.gz"
 # MAX_PIXELS is the stricter rule
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -83,24 +85,38 @@ class Pictures:
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def describe_shape(shape: tuple[int, ...]) -> str:
+    """`32x32 RGB` of (C,H,W)."""
+    channels, height, width = shape
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+
+
+def check_path(spec: Path | str) -> None:
+    """Raise FileNotFoundError or ValueError if there is neither a file nor a folder."""
+    if str(spec) in BUNDLED or Path(spec).is_dir():
+        return
+    try:
+        open_regular(spec).close()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{_KINDS}; {error}") from None
+
+
 def open_pictures(spec: Path | str, split: Split = "train") -> Pictures:
     """The pictures at a path, of CIFAR-10's batches those of a split. Raises FileNotFoundError or
     ValueError with what is wrong and where."""
-    path, kinds = Path(spec), "data must be digits, a folder, a zip, or cifar-10-python.tar.gz"
+    path = Path(spec)
     if path.is_dir():
         cifar = (path / BATCHES[split][0]).is_file()
         return _cifar(path, read_cifar_folder(path, split), split) if cifar else _folder(path)
-    try:
-        with open_regular(path) as file:
-            # zipfile's own look at the end: None, or a record whose sixth field is the list's size
-            end = zipfile._EndRecData(file) if zipfile.is_zipfile(file) else None  # type: ignore
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{kinds}; {error}") from None
+    check_path(path)
+    with open_regular(path) as file:
+        # zipfile's own look at the end: None, or a record whose sixth field is the list's size
+        end = zipfile._EndRecData(file) if zipfile.is_zipfile(file) else None  # type: ignore
     if end:
         return _zip(path, end[5])
     if path.name.endswith((".tar.gz", ".tgz")):
         return _cifar(path, read_cifar_archive(path, split), split)
-    raise ValueError(f"{kinds}; {quoted(path)} is another kind of file")
+    raise ValueError(f"{_KINDS}; {quoted(path)} is another kind of file")
 
 
 def _folder(path: Path) -> Pictures:

@@ -19,8 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from gdd.data.cifar import Split
-from gdd.data.images import describe_shape
-from gdd.data.pictures import Pictures, open_pictures
+from gdd.data.pictures import Pictures, describe_shape, open_pictures
 from gdd.files import write_atomically
 from gdd.reading import quoted
 

@@ -16,6 +16,8 @@ from tyro.conf import OmitArgPrefixes, Suppress
 from gdd.cli import called, on_interrupt
 from gdd.config import Hardware, Keep, TrainConfig
 from gdd.profiles import Profile, preset, profiles
+from gdd.profiles.paper import TEACHERS
+from gdd.weights import zoo
 
 
 class _Unchecked(TrainConfig):
@@ -68,6 +70,12 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
         return _describe(profile, name, args)
     if args.folder is None:
         raise ValueError("folder must be named, as in --folder runs/mine")
+    if config.teacher not in ("", "random", *profile.runs, *TEACHERS):
+        zoo.locate(config.teacher)
+    if config.data != profile.config(name).data:
+        from gdd.data.pictures import check_path
+
+        check_path(config.data)
 
     import torch
     from lightning_fabric.utilities.rank_zero import rank_zero_only

@@ -20,7 +20,8 @@ from gdd.data.images import Images, to_uint8
 from gdd.denoiser import Denoiser
 from gdd.files import write_atomically
 from gdd.grid import grid_png
-from gdd.sampling import generate, sampler_of
+from gdd.samplers import sampler_of
+from gdd.sampling import generate
 from gdd.training.engine import Engine
 from gdd.training.folder import TIMINGS, RunFolder, snapshot_name
 from gdd.training.sharding import whole

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from gdd.backbones import Backbone, ClassifierBackbone, TimmBackbone
-from gdd.config import TrainConfig
-from gdd.data.images import BUNDLED
+from gdd.config import BUNDLED, TrainConfig
 from gdd.denoiser import Denoiser
 from gdd.files import ROOT, digest_of
 from gdd.perceptual import Lpips
@@ -22,7 +21,7 @@ from gdd.profiles import RECIPE, Profile
 from gdd.profiles.paper import LPIPS, TEACHERS
 from gdd.reading import quoted
 from gdd.training.trainer import Distance
-from gdd.weights import checkpoint, download
+from gdd.weights import checkpoint, download, zoo
 
 RUNS = Path(os.environ.get("GDD_RUNS", ROOT / "runs"))
 RANDOM = "random:"  # before the name of a backbone: without its weights
@@ -84,7 +83,7 @@ def missing_files(profile: Profile) -> list[str]:
     found: list[str] = []
     paths = {
         profile.data, profile.test or profile.data,
-        *(config.data for config in profile.runs.values())} - BUNDLED.keys()
+        *(config.data for config in profile.runs.values())}.difference(BUNDLED)
     for path in sorted(path for path in paths if not Path(path).exists()):
         found.append(f"the data set {path} (`python -m gdd data prepare SOURCE {path}` writes it)")
     if profile.reference and not Path(profile.reference).exists():
@@ -128,7 +127,7 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
     elif config.teacher == "random":
         teacher = Denoiser.from_config(profile.network(run))
     else:
-        teacher = checkpoint.load(checkpoint.locate(config.teacher))
+        teacher = checkpoint.load(zoo.locate(config.teacher))
     backbones = [
         new_timm_backbone(name, config, weights[name]) if name in weights else load_backbone(
             profile, name, find(name)) for name in config.backbones]

@@ -35,7 +35,6 @@ from gdd.weights import zoo
 from gdd.weights.edm_pickle import read_network
 
 FORMAT = "gdd-1"
-SUFFIXES = (".safetensors", ".pkl", ".pickle")  # of network files
 _HEADER_VALUES = 1 << 20  # ten for each tensor, however empty; a state of training has thousands
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
@@ -186,7 +185,7 @@ def save_denoiser(path: Path | str, denoiser: Denoiser, *, base: Path | str | No
 def load(path: Path | str) -> Denoiser:
     """The denoiser of a run file, of a shipped run by its name, or of an EDM, GDD or D2O network
     pickle: float32, frozen, in eval mode."""
-    return load_with_metadata(locate(path))[0]
+    return load_with_metadata(zoo.locate(path))[0]
 
 
 def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
@@ -194,20 +193,6 @@ def load_with_metadata(path: Path | str) -> tuple[Denoiser, dict[str, Any]]:
     file."""
     tensors, metadata = _read(Path(path))
     return _build(path, tensors, metadata), metadata
-
-
-def locate(name: Path | str) -> Path:
-    """The file at a path, or shipped under a name such as gdd-i, whatever folder is called so.
-    Raises FileNotFoundError with the nearest names."""
-    path = Path(name)
-    if path.is_file() or path.suffix in SUFFIXES:
-        return path
-    try:
-        return zoo.path(str(name))
-    except FileNotFoundError:
-        if path.exists():
-            return path
-        raise
 
 
 def sampler_of(denoiser: Denoiser, metadata: Mapping[str, Any]) -> str:
@@ -241,7 +226,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a network file of either format, with what its `base` holds."""
     with _regular(path) as file:
         head = file.read(9)
-    pickled = head[:1] == b"\x80" or path.suffix in SUFFIXES[1:]
+    pickled = head[:1] == b"\x80" or path.suffix in zoo.PICKLES
     # safetensors begins with its header's length, which may look alike
     pickled = bool(head) and pickled and head[4:9] != b"\0\0\0\0{"
     tensors, metadata = read_network(path) if pickled else read_tensors(path)

@@ -10,11 +10,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from gdd.profiles.paper import LITE, LITE2
 from gdd.reading import open_regular
-from gdd.weights import checkpoint
 
 _MOST = 1 << 27  # bytes; the larger of the two has a fifth
 
@@ -53,6 +50,9 @@ def convert(name: str, target: Path) -> str:
     """Write the installed package's weights to `target` under timm's names; returns where they came
     from. Raises ValueError if the file is not the published one."""
     import timm
+    import torch
+
+    from gdd.weights import checkpoint
 
     package, path = PACKAGES[name], installed(name)
     assert path is not None, f"{package.name} is not installed"

@@ -7,7 +7,11 @@ They are made by `make figures RETRAIN=1` followed by `python -m analysis.figure
 import difflib
 from pathlib import Path
 
+from gdd.reading import open_regular
+
 FOLDER = Path(__file__).parent
+PICKLES = (".pkl", ".pickle")
+SUFFIXES = (".safetensors", *PICKLES)  # of network files
 
 
 def path(name: str) -> Path:
@@ -22,3 +26,18 @@ def path(name: str) -> Path:
         raise FileNotFoundError(f"{name} does not exist, and no shipped weights are called so; "
                                 f"{nearest}there are: {', '.join(known) or 'none'}")
     return files[f"desk/{name}" if f"desk/{name}" in found else found[0]]
+
+
+def locate(name: Path | str) -> Path:
+    """The file at a path, or shipped under a name such as gdd-i, whatever folder is called so.
+    Raises FileNotFoundError, with the nearest names, or ValueError for what is no regular file."""
+    found = Path(name)
+    if found.is_file() or found.suffix in SUFFIXES:
+        open_regular(found).close()
+        return found
+    try:
+        return path(str(name))
+    except FileNotFoundError:
+        if found.exists():
+            return found
+        raise

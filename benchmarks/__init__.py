@@ -1,0 +1,1 @@
+"""Ours against named peers, as ratios in one run: `python -m benchmarks`."""
