@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from gdd.backbones import ClassifierBackbone
 from gdd.data.images import load_digits
@@ -15,6 +16,8 @@ TINY = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_chann
 
 pytest_plugins = ["pytester"]
 
+settings.register_profile("shared cores", deadline=None)
+settings.load_profile("shared cores")
 torch.set_num_threads(1)  # tiny networks gain nothing from more, and suffer where cores are shared
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the commands that tests start
 

@@ -62,8 +62,7 @@ CHANGES = st.dictionaries(st.sampled_from(
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, derandomize=True,
-          suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(CHANGES)
 def test_a_thousand_mutated_configs(change):
     try:

@@ -526,7 +526,7 @@ def corpus(tmp_path_factory):
     return files, path
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(which=st.integers(0, 6), seed=st.integers(0, 2**32))
 def test_mutated_files_are_read_or_refused(corpus, which, seed):
     """`python tests/fuzz_pickle.py SECONDS` does this for as long as one likes."""

@@ -41,7 +41,7 @@ def test_closed_forms():
     assert frechet_distance(point, gaussian([3.0], [[0.0]])) == pytest.approx(4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), d=st.integers(2, 24), n=st.integers(30, 80))
 def test_agrees_with_clean_fid(seed, d, n):
     a, b = FeatureStats.of(features(seed, n, d)), FeatureStats.of(features(seed + 1, n, d))
@@ -62,7 +62,7 @@ def test_singular_covariances_agree_with_an_eigenvalue_reference(n, rank):
     assert frechet_distance(a, b) == pytest.approx(reference, rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), d=st.integers(1, 24), n=st.integers(2, 60))
 def test_distance_to_itself_and_symmetry(seed, d, n):
     a, b = FeatureStats.of(features(seed, n, d)), FeatureStats.of(features(seed + 1, n, d))
@@ -72,7 +72,7 @@ def test_distance_to_itself_and_symmetry(seed, d, n):
                                                    abs=1e-9 * size)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(1, 49), max_size=5, unique=True))
 def test_streaming_does_not_depend_on_the_batches(seed, cuts):
     x = features(seed, 50, 7) + 1e4  # a large mean punishes naive sums of squares

@@ -102,7 +102,7 @@ def test_network_calls_are_what_the_name_says(sampler, calls):
     assert count == calls
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(first=st.integers(0, 2**40), sampler=st.sampled_from([
     "heun:3", "one-step", "k-step:2", "two-step:0.8"]))
 def test_image_k_is_a_function_of_its_seed(first, sampler):
