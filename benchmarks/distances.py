@@ -95,7 +95,7 @@ def _held_back(a: FeatureStats, b: FeatureStats, seconds: float) -> str:
     covariances = [stats.covariance for stats in (a, b)]
     factors, roots = timed(lambda: [Root.of(covariance) for covariance in covariances])
     whole = all(root.definite for root in roots)
-    way = "Cholesky's method" if whole else "eigenvectors, since Cholesky's method needs full rank"
+    way = "Cholesky's method" if whole else "Cholesky's method with pivots"
     return f"{min(factors / seconds, 1):.0%} of ours is factors of the two covariances by {way}, " \
            f"the rest {'symmetric eigenvalues' if whole else 'singular values'} of their product"
 

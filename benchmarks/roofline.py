@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from analysis.fid import frechet_distance
@@ -154,7 +155,9 @@ def plot_roofline(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="operations per byte, nothing cached",
            ylabel="GFLOP/s")
     for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(PLAIN)
+        axis.set_minor_formatter(NullFormatter())
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 

@@ -47,14 +47,14 @@ def read(path: Path = RESULTS) -> pd.DataFrame:
 
 
 def block(table: pd.DataFrame, *, every: bool) -> str:
-    """Markdown: the rows that a target is set for, or every row with its times, error and what
-    holds it back."""
+    """Markdown: of each piece of work with a target the first peer, or every row with its times,
+    error and what holds it back."""
     first = table.iloc[0]
     said = f"{first['processor']}, {first['threads']} threads, PyTorch {first['torch']}, " \
            f"{first['date']}"
     heads = ["work", "against", "times as fast", "wanted"]
     heads += ["ours", "theirs", "error", "what holds it back"] if every else []
-    chosen = table if every else table[table["met"] != ""]
+    chosen = table if every else table[table["met"] != ""].drop_duplicates("work")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in chosen.to_dict("records"):
         cells = [row["work"], row["against"], times(row), wanted(row)]
