@@ -159,7 +159,7 @@ class _Lines:
 
     def _draw(self, table: Any, statistic: str) -> None:
         self.figure = Figure(figsize=(WIDTH / 100, 2.1), dpi=100, layout="constrained")
-        FigureCanvasAgg(self.figure)
+        self.canvas = FigureCanvasAgg(self.figure)
         ax = self.figure.add_subplot()
         self.curves = {str(block): ax.plot(rows["step"] + 1, rows["value"], marker="o",
                                            markersize=3, linewidth=1)[0]
@@ -170,7 +170,7 @@ class _Lines:
         ax.set_ylabel(statistic, fontsize=8)
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-        self.figure.canvas.draw()
+        self.canvas.draw()
         self.figure.set_layout_engine("none")  # where things stand is settled
 
     def png(self, table: Any, block: str, step: int, statistic: str) -> bytes:
@@ -182,7 +182,8 @@ class _Lines:
             line.set(color=plots.COLORS["abs"] if chosen else "#cccccc", zorder=3 if chosen else 2)
         self.here.set_xdata([step + 1] * 2)
         content = io.BytesIO()
-        self.figure.savefig(content, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
+        # savefig would ask the style sheet for another size
+        self.canvas.print_png(content, pil_kwargs={"compress_level": 1})
         return content.getvalue()
 
 

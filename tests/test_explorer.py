@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import gdd
-from analysis import activations, frequencies
+from analysis import activations, frequencies, plots
 from analysis.explorer import Probe, visits
 from analysis.explorer_widgets import Explorer
 from gdd.sampling import draw_latents, heun, k_step, sigma_ladder
@@ -86,6 +86,7 @@ def test_a_look_is_the_blocks_output_and_the_parts_of_its_input(teacher, probe):
 
 @pytest.fixture
 def explorer():
+    plots.paper_style()  # as a notebook of figures leaves it
     return Explorer("desk", 4)
 
 
