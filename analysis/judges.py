@@ -16,7 +16,7 @@ from analysis import fid
 from analysis.experiments import device
 from analysis.extractors import extractor, stats_of
 from analysis.fid.sources import Source, Statistics, open_source
-from analysis.fid.summaries import Summaries
+from analysis.fid.summaries import Summaries, cache_folder
 from analysis.fid.swd import projected_patches, sliced_wasserstein
 from gdd.files import scratch
 from gdd.profiles import Profile, profile
@@ -30,7 +30,7 @@ class Judge:
     """The name of its distance, such as `FD10k[lite2@64]`, and how it is computed."""
 
     metric: str
-    summarise: Callable[[Source | Statistics], Any]
+    summarise: Callable[..., Any]  # of a source; `keep=True`: features of it are kept on disk
     distance: Callable[[Any, Any], float]
     equal_n: bool  # of both sets
 
@@ -44,11 +44,12 @@ def judges(profile_name: str) -> tuple[Judge, ...]:
 
 
 @cache
-def summaries(profile_name: str, name: str) -> Summaries:
-    """Where the feature statistics of a judge are kept while a process lives, or `SHARED` does."""
-    folder = os.environ.get(SHARED)
-    return Summaries(extractor(name, profile(profile_name), device()),
-                     cache=Path(folder) if folder else None)
+def summaries(profile_name: str, name: str, keep: bool = False) -> Summaries:
+    """Where the feature statistics of a judge are kept while a process lives, or `SHARED` does; or
+    in the cache of `analysis.fid`."""
+    shared = os.environ.get(SHARED)
+    folder = Path(shared) if shared else cache_folder() if keep else None
+    return Summaries(extractor(name, profile(profile_name), device()), cache=folder)
 
 
 @contextmanager
@@ -63,15 +64,15 @@ def sharing() -> Iterator[None]:
 
 
 def _frechet(profile_name: str, name: str) -> Judge:
-    def summarise(source: Source | Statistics) -> Any:
-        return stats_of(source, summaries(profile_name, name))
+    def summarise(source: Source | Statistics, keep: bool = False) -> Any:
+        return stats_of(source, summaries(profile_name, name, keep))
 
     metric = metric_of(name, profile(profile_name).n)
     return Judge(metric, summarise, fid.frechet_distance, False)
 
 
 def _sliced(chosen: Profile) -> Judge:
-    def summarise(source: Source | Statistics) -> Any:
+    def summarise(source: Source | Statistics, keep: bool = False) -> Any:
         assert isinstance(source, Source), "sliced Wasserstein needs images"
         return projected_patches(source.batches(range(source.n), 512))
 
@@ -85,13 +86,14 @@ def metric_of(name: str, n: int) -> str:
 
 
 def real(profile_name: str, judge: Judge, split: str) -> Any:
-    """What a judge makes of the `data` or the `test` split, all of it, or n of it drawn."""
+    """What a judge makes of the `data` or the `test` split, all of it, or n of it drawn; kept on
+    disk where measuring takes hours, since every run is judged in a process of its own."""
     chosen = profile(profile_name)
     path = {"data": chosen.reference or chosen.data, "test": chosen.test}[split]
     source = _opened(path)
     if judge.equal_n and isinstance(source, Source) and source.n > chosen.n:
         source = _drawn(path, chosen.n)
-    return judge.summarise(source)
+    return judge.summarise(source, keep=not chosen.live)
 
 
 @cache

@@ -1,5 +1,7 @@
 """Judges that have learnt nothing, nearest pictures, and what a comparison decides."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -160,6 +162,16 @@ def test_what_one_process_has_looked_at_another_does_not_make_again(monkeypatch)
         again = measurements.distances([("gdd", "one-step")], "desk", seed_ranges=1)
     pd.testing.assert_frame_equal(before, again)
     assert judges.SHARED not in judges.os.environ
+
+
+def test_features_of_real_pictures_outlive_the_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("GDD_CACHE", str(tmp_path))
+    monkeypatch.setattr(judges, "profile", lambda name: replace(DESK, live=False))
+    monkeypatch.setattr(judges, "summaries", judges.summaries.__wrapped__)  # a process's own memory
+    judge = judges._frechet("desk", DESK.extractors[0])
+    before = judges.real("desk", judge, "data")
+    monkeypatch.setattr("analysis.fid.summaries._pass", None)
+    assert torch.equal(judges.real("desk", judge, "data").scatter, before.scatter)
 
 
 def test_images_that_several_notebooks_need_are_made_once_and_the_dearest_first(tmp_path):
