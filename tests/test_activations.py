@@ -77,6 +77,7 @@ def test_a_conditional_network_denoises_images_with_their_own_labels(digits):
 
 
 def test_unknown_names_are_refused(tiny):
+    assert tuple(activations.statistics()) == activations.STATISTICS
     with pytest.raises(ValueError, match="statistic must be one of mean_abs"):
         activations.measure(tiny, model="t", statistic="median")
     with pytest.raises(ValueError, match="parts must be of conv1, proj; got conv9"):
