@@ -32,9 +32,7 @@ from gdd.profiles import Profile, profile
 from gdd.reading import Budget
 from gdd.sampling import available_device
 from gdd.training.classifier import train_classifier
-from gdd.training.folder import snapshot_name
-from gdd.training.run import run as train_run
-from gdd.training.start import digest, finished, load_start, run_folder
+from gdd.training.start import digest, finished, load_start, run_folder, snapshot_name
 from gdd.weights import checkpoint, download
 
 REAL = "real.npz"  # among a profile's shipped files: real images
@@ -126,6 +124,8 @@ def _cost(config: TrainConfig) -> float:
 def _train(name: str, profile_name: str) -> tuple[str, str]:
     """Train one run or classifier to its folder, in a process of its own; returns its name and a
     line about it."""
+    from gdd.training.run import run as train_run  # takes seconds to import
+
     chosen = profile(profile_name)
     if name in chosen.classifiers:
         torch.set_num_threads(1)
@@ -185,17 +185,22 @@ def at_hand(profile_name: str) -> list[str]:
 
 def obtain(name: str, profile_name: str) -> Run:
     """The finished run, trained now if it must be. Raises ValueError on an unknown name."""
-    chosen = profile(profile_name)
-    config = chosen.config(name)
-    if name in chosen.networks and name not in chosen.runs:  # a public teacher
-        path: Path | None = download.require_file(name)
-    else:
-        if finished(chosen, name) is None:
-            train_missing([name], profile_name)
-        path = finished(chosen, name)
-    assert path is not None
+    path = _path(name, profile_name)
     denoiser, metadata = checkpoint.load_with_metadata(path)
+    config = profile(profile_name).config(name)
     return Run(name, path, denoiser, config, pd.DataFrame(metadata.get("log", [])))
+
+
+def _path(name: str, profile_name: str) -> Path:
+    chosen = profile(profile_name)
+    chosen.config(name)  # an unknown name is refused
+    if name in chosen.networks and name not in chosen.runs:  # a public teacher
+        return download.require_file(name)
+    if finished(chosen, name) is None:
+        train_missing([name], profile_name)
+    path = finished(chosen, name)
+    assert path is not None
+    return path
 
 
 def obtain_at(name: str, profile_name: str, images: int = 0) -> Path:
@@ -203,7 +208,7 @@ def obtain_at(name: str, profile_name: str, images: int = 0) -> Path:
     ValueError if that was not kept."""
     chosen = profile(profile_name)
     if not images or images == chosen.config(name).total_images:
-        return obtain(name, profile_name).path
+        return _path(name, profile_name)
     path = run_folder(chosen, name) / snapshot_name(images)
     if not path.is_file():
         raise ValueError(f"{path} is not there: it is kept while {name} is trained")

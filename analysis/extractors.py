@@ -4,7 +4,7 @@ name, and the distance that a training run logs."""
 from collections.abc import Callable, Sequence
 from functools import cache as keep
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis import features, fid
 from analysis.fid.compare import check_pair
@@ -15,8 +15,10 @@ from gdd.files import digest as file_digest
 from gdd.profiles import Profile, profiles
 from gdd.samplers import sampler_of
 from gdd.training.start import finished, new_backbone, shipped
-from gdd.training.trainer import TrainState
 from gdd.weights import checkpoint
+
+if TYPE_CHECKING:  # the trainer's engine takes seconds to import
+    from gdd.training.trainer import TrainState
 
 
 def new_classifier(name: str, chosen: Profile) -> Any:
@@ -54,7 +56,7 @@ def default_extractors(shape: Sequence[int]) -> tuple[str, ...]:
 
 def evaluator(chosen: Profile, feature_extractor: features.Extractor, n: int, config: TrainConfig,
               reference: str = "",
-              cache: Path | None = None) -> tuple[str, Callable[[TrainState], dict[str, float]]]:
+              cache: Path | None = None) -> tuple[str, Callable[["TrainState"], dict[str, float]]]:
     """The name of the distance to the data, over n images or as many as it has, and the function of
     a training state that measures it, of the EMA weights; a teacher's 35 calls per image are spent
     on its last tick only. `cache` keeps the reference's features between runs. Raises ValueError if
@@ -65,7 +67,7 @@ def evaluator(chosen: Profile, feature_extractor: features.Extractor, n: int, co
     n = min(n, real.n or n)
     label = fid.label(feature_extractor.name, n)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: "TrainState") -> dict[str, float]:
         if config.objective == "edm" and state.images_seen < config.total_images:
             return {}
         source = of_denoiser(state.ema, sampler_of(config), f"{state.images_seen:,} images")

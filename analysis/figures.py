@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from analysis.notebooks import Task
 
 _MOST_TEXT, _MOST_NUMBER = 1000, 1_000_000  # characters and size of a parameter
+# bytes that glibc keeps in a process, else each operation's result is fetched page by page
+_KEPT = {"MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
 FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
 
 
@@ -107,6 +109,8 @@ def main(args: Figures) -> None:
     parameters = _parameters(args.param, figures)
     os.environ |= {"GDD_DEVICE": args.device}
     os.environ.setdefault("MPLBACKEND", "Agg")
+    for name, most in _KEPT.items():
+        os.environ.setdefault(name, str(most))
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
     if args.redraw:

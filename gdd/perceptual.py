@@ -1,12 +1,15 @@
 """LPIPS, the distance of the paper's consistency losses, through the `lpips` package."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # of images (N,C,H,W), twice, in [-1,1]: (N,)
 
 
 class Lpips(nn.Module):

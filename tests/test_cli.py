@@ -291,6 +291,16 @@ def test_help_tells_all_and_imports_nothing_heavy(command):
     assert done.stderr.strip() == ""
 
 
+def test_measuring_imports_no_engine():
+    """What only training needs would double the seconds before each of a dozen processes
+    measures."""
+    code = ("import sys, analysis.measurements, analysis.notebooks, analysis.figures\n"
+            "print(*({'lightning_fabric', 'torch._dynamo', 'timm', 'lpips'} & sys.modules.keys()))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_activations_of_a_shipped_generator(tmp_path, monkeypatch):
     """By its name and profile, in a folder where exploring overwrites nothing."""
     monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)

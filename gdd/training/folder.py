@@ -153,11 +153,6 @@ def _content(path: Path) -> bytes:
         return file.read(METADATA + 1)
 
 
-def snapshot_name(images: int) -> str:
-    """Of the file with the EMA network after so many images."""
-    return f"images-{images:09d}.safetensors"
-
-
 def environment() -> dict[str, Any]:
     """Python, package versions, and the git revision of this code, `+` if it was changed since; ""
     outside a checkout."""

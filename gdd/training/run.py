@@ -20,13 +20,15 @@ from gdd.data.images import Images, to_uint8
 from gdd.denoiser import Denoiser
 from gdd.files import write_atomically
 from gdd.grid import grid_png
+from gdd.perceptual import Distance
 from gdd.samplers import sampler_of
 from gdd.sampling import generate
 from gdd.training.engine import Engine
-from gdd.training.folder import TIMINGS, RunFolder, snapshot_name
+from gdd.training.folder import TIMINGS, RunFolder
 from gdd.training.sharding import whole
+from gdd.training.start import snapshot_name
 from gdd.training.state import load_state, pack_state, state_bytes, write_state
-from gdd.training.trainer import Distance, TrainState, init_state, train
+from gdd.training.trainer import TrainState, init_state, train
 from gdd.weights import checkpoint
 
 Evaluate = Callable[[TrainState], dict[str, float]]

@@ -16,11 +16,10 @@ from gdd.backbones import Backbone, ClassifierBackbone, TimmBackbone
 from gdd.config import BUNDLED, TrainConfig
 from gdd.denoiser import Denoiser
 from gdd.files import ROOT, digest_of
-from gdd.perceptual import Lpips
+from gdd.perceptual import Distance, Lpips
 from gdd.profiles import RECIPE, Profile
 from gdd.profiles.paper import LPIPS, TEACHERS
 from gdd.reading import quoted
-from gdd.training.trainer import Distance
 from gdd.weights import checkpoint, download, zoo
 
 RUNS = Path(os.environ.get("GDD_RUNS", ROOT / "runs"))
@@ -51,6 +50,11 @@ def digest(profile: Profile, name: str) -> str:
 
 def run_folder(profile: Profile, name: str) -> Path:
     return RUNS / profile.name / f"{name}-{digest(profile, name)}"
+
+
+def snapshot_name(images: int) -> str:
+    """Of the file in a run's folder with the EMA network after so many images."""
+    return f"images-{images:09d}.safetensors"
 
 
 def shipped(profile: Profile, name: str) -> Path | None:

@@ -21,12 +21,12 @@ from gdd.data.images import Images
 from gdd.denoiser import GENERATOR_EPSILON, PRECISIONS, Denoiser
 from gdd.discriminator import ProjectedDiscriminator
 from gdd.freezing import freeze
+from gdd.perceptual import Distance
 from gdd.sampling import Denoise, parse_sampler
 from gdd.training.batch import Batch, draw_batch
 from gdd.training.engine import Engine, StepMetrics
 from gdd.training.sharding import local
 
-Distance = Callable[[Tensor, Tensor], Tensor]
 Term = tuple[float, Tensor]  # weight, loss (B,)
 Features = list[list[Tensor]]  # of images: each backbone's taps
 
