@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from analysis.notebooks import Task
 
 _MOST_TEXT, _MOST_NUMBER = 1000, 1_000_000  # characters and size of a parameter
-# bytes that glibc keeps in a process, else each operation's result is fetched page by page
-_KEPT = {"MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
+# of every process, unless it is set; bytes that glibc keeps, else every result comes page by page
+_USUAL = {"MPLBACKEND": "Agg", "MALLOC_TRIM_THRESHOLD_": f"{1 << 30}",
+          "MALLOC_MMAP_THRESHOLD_": f"{1 << 25}"}  # yapf: disable
 FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
 
 
@@ -102,16 +103,14 @@ class Figures:
 
 def main(args: Figures) -> None:
     chosen = profile(args.profile)
+    if args.runs and not args.seeds:
+        raise ValueError("--runs goes with --seeds; figures are named with --only")
     asked = [key.strip() for key in args.only.split(",") if key.strip()]
     keys = asked or [key for key, figure in FIGURES.items()
                      if not figure.needs or getattr(chosen, figure.needs)]  # yapf: disable
     figures = {key: require(key, FIGURES, "figure") for key in keys}
     parameters = _parameters(args.param, figures)
-    os.environ |= {"GDD_DEVICE": args.device}
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    for name, most in _KEPT.items():
-        os.environ.setdefault(name, str(most))
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ |= _USUAL | os.environ | {"GDD_DEVICE": args.device, "JUPYTER_PREFER_ENV_PATH": "1"}
 
     if args.redraw:
         return _redraw(figures, args.profile)

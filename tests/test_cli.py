@@ -143,6 +143,7 @@ BAD = {
                      "teacher@heun:18 has n = 100, digits n = 1,797"),
     "fid: device": (["analysis.fid", "teacher", "digits", "--device", "cuda:77"],
                     "device must be auto, cpu, or one that is here,"),
+    "runs of no table": (["analysis.figures", "--runs", "gdd"], "--runs goes with --seeds"),
     "preset": (["gdd", "train", "desk-gddi", "--folder", "{}/run"],
                "got 'desk-gddi'; did you mean desk-gdd-i"),
     "no preset": (["gdd", "train", "--folder", "{}/run"], "a preset must be named first, as in"),
