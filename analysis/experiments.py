@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.profiles import Profile, profile
 from gdd.reading import Budget
+from gdd.samplers import sampler_of
 from gdd.sampling import available_device
 from gdd.training.classifier import train_classifier
 from gdd.training.start import digest, finished, load_start, run_folder, snapshot_name
@@ -174,13 +176,17 @@ def _train_classifier(name: str, chosen: Profile) -> str:
 
 
 def at_hand(profile_name: str) -> list[str]:
-    """The runs that figures can show: all, where they measure live; else those that are trained and
-    measured."""
+    """The runs that figures can show: all, where they measure live; else those that are trained,
+    and measured over all ranges of seeds."""
     chosen = profile(profile_name)
     if chosen.live:
         return list(chosen.runs)
-    measured = set(tables.read("seeds", profile_name)["run"])
-    return [name for name in chosen.runs if name in measured and finished(chosen, name)]
+    rows = tables.read("seeds", profile_name)
+    points = zip(rows["run"], rows["training_seed"], rows["sampler"], rows["seeds"], strict=True)
+    ranges = Counter(point[:3] for point in set(points))
+    own = {name: (name, config.seed, sampler_of(config)) for name, config in chosen.runs.items()}
+    return [name for name, point in own.items()
+            if ranges[point] >= chosen.seed_ranges and finished(chosen, name)]  # yapf: disable
 
 
 def obtain(name: str, profile_name: str) -> Run:

@@ -29,6 +29,11 @@ def metric(profile_name: str) -> str:
     return metric_of(chosen.extractors[0], chosen.n)
 
 
+def span(chosen: Profile, index: int) -> str:
+    """The `index`-th range of n seeds, as tables name it: 0-9999."""
+    return f"{index * chosen.n}-{(index + 1) * chosen.n - 1}"
+
+
 @lru_cache(maxsize=8)
 def generated(name: str, sampler: str, profile_name: str, index: int, images: int = 0) -> Source:
     """A run's images from the `index`-th range of n seeds; of its average after so many training
@@ -71,43 +76,50 @@ def rows(judge: Judge, name: str, sampler: str, profile_name: str, index: int, *
     """The rows of one generator, one judge and one range of seeds."""
     chosen = profile(profile_name)
     n, run, config = chosen.n, name.partition("@")[0], chosen.config(name)
-    source = generated(name, sampler, profile_name, index, images)
+    found = generated(name, sampler, profile_name, index, images)
+    kept = not chosen.live and name == student  # on disk, for all that are compared with it
+    seen = judge.summarise(found, keep=kept)
     others = {("abs", split): real(profile_name, judge, split) for split in chosen.splits}
     if student:
         own = sampler_of(chosen.config(student))
-        theirs = [judge.summarise(generated(student, own, profile_name, k))
+        theirs = [judge.summarise(generated(student, own, profile_name, k), keep=not chosen.live)
                   for k in (index, (index + 1) % max(ranges, 2))]  # yapf: disable
         others |= {
             (kind, student): summary for kind, summary in zip(KINDS[1:], theirs, strict=True)}
         if (name, sampler) == (student, own):
             del others[KINDS[1], student]
     for (kind, against), reference in others.items():
+        distance = judge.distance(seen, reference)
         yield {
-            "run": run, "training_seed": config.seed, "sampler": sampler,
-            "kind": kind, "against": against, "distance": judge.distance(
-                judge.summarise(source), reference), "metric": judge.metric, "n": n, "seeds":
-            f"{index * n}-{(index + 1) * n - 1}", "digest": tables.stamp(chosen, name, against)}
+            "run": run, "training_seed": config.seed, "sampler": sampler, "kind": kind,
+            "against": against, "distance": distance, "metric": judge.metric, "n": n,
+            "seeds": span(chosen, index), "digest": tables.stamp(chosen, name, against),
+        }  # yapf: disable
 
 
 def _measured_before(points: Sequence[tuple[str, str]], profile_name: str, student: str,
                      ranges: int) -> pd.DataFrame:
-    """The rows of seeds.csv that `distances` would measure. Raises ValueError if one is missing."""
+    """The rows of seeds.csv that `distances` would measure; points without all ranges of seeds are
+    left out, and named. Raises ValueError if there is none with all."""
     chosen, table = profile(profile_name), tables.read("seeds", profile_name)
-    wanted = [(name, chosen.config(name).seed, sampler) for name, sampler in points]
-    seeds = {f"{index * chosen.n}-{(index + 1) * chosen.n - 1}" for index in range(ranges)}
-    keys = zip(table["run"], table["training_seed"], table["sampler"], strict=True)
-    kept = pd.Series([key in wanted for key in keys], table.index, dtype=bool)
-    kept &= table["seeds"].isin(seeds)
-    kept &= (table["metric"] == metric(profile_name)) & (table["against"] != "test")
+    wanted = {(name, chosen.config(name).seed, sampler) for name, sampler in points}
+    kept = (table["metric"] == metric(profile_name)) & (table["against"] != "test")
     kept &= (table["kind"] == "abs") | (bool(student) & (table["against"] == student))
+    kept &= table["seeds"].isin({span(chosen, index) for index in range(ranges)})
     found = table[kept]
-    lacking = set(wanted) - set(
-        zip(found["run"], found["training_seed"], found["sampler"], strict=True))
+    point = ["run", "training_seed", "sampler"]
+    counts = found.groupby(point)["seeds"].nunique()
+    whole = wanted & set(counts.index[counts == ranges])
+    lacking, command = sorted(wanted - whole), f"`make seeds PROFILE={profile_name}`"
+    if lacking and not whole:
+        raise ValueError(f"figures/{chosen.name}/seeds.csv has no rows of {lacking[0]} and "
+                         f"{len(lacking) - 1} more as they are trained today; {command} measures "
+                         "them")
     if lacking:
-        raise ValueError(f"figures/{chosen.name}/seeds.csv has no rows of {sorted(lacking)[0]} and "
-                         f"{len(lacking) - 1} more as they are trained today; `make seeds "
-                         f"PROFILE={profile_name}` measures them")
-    return found.reset_index(drop=True)
+        said = ", ".join(f"{run} by {sampler}" for run, _, sampler in lacking)
+        print(f"not measured yet, and left out: {said}; {command} goes on with them")
+    keys = found[point].itertuples(index=False, name=None)
+    return found[[key in whole for key in keys]].reset_index(drop=True)
 
 
 def floor(profile_name: str, *, seed_ranges: int = 0) -> pd.DataFrame:

@@ -8,27 +8,31 @@ neighbours.csv  those that are nearest, beside that picture
 floor.csv       what sampling noise alone amounts to
 A profile whose figures measure live has the first two alone, of further training seeds.
 
-A run with rows of today's digest is neither trained nor measured again, and tables are written as
-each run is measured: an interrupted night goes on by the same command, on another machine too.
+A part is what is measured at once, such as a run's images by one sampler from one range of seeds.
+Parts share the cores, and a table is written after each: one with rows of today's digest is not
+measured again, so an interrupted night goes on by the same command, on another machine too.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 
 from analysis import measurements, tables
-from analysis.experiments import obtain, side_by_side, train_missing
+from analysis.experiments import as_ready, obtain, train_missing
 from analysis.figures import FIGURES
 from analysis.judges import judges
 from analysis.nearest import measured_neighbours, nearest_table
 from analysis.plots import TITLES
-from gdd.profiles import profile, require
+from gdd.profiles import Profile, profile, require
 from gdd.samplers import sampler_of
 from gdd.training.start import digest
 
-Measure = Callable[[str, str], tuple[str, pd.DataFrame]]
+COLUMNS = {"seeds": ("sampler", "seeds"), "snapshots": ("images", "seeds")}
+Part = tuple[Any, ...]  # the name of a run, and what it has in its table's columns
+Measure = Callable[..., pd.DataFrame]  # of a name, a profile's name and the rest of a part
 
 
 def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False) -> None:
@@ -40,26 +44,19 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     for name in runs:
         require(name, every, f"run that `make seeds PROFILE={profile_name}` measures,")
     names = [name for name in every if name in runs or not runs]
-    plain = {name: name.partition("@")[0] for name in names}
-    students = [name for name in names if plain[name] in ("gdd", "gdd-i")]
-    wanted: dict[str, tuple[Measure, list[str]]] = {
-        "seeds": (_seeds, names),
-        "curves": (_curves, [name for name in names if plain[name] in TITLES]), }
-    if not chosen.live:
-        shown = [name for name in (chosen.teacher, *students) if name in names]
-        first = [name for name in shown if name in chosen.runs]
-        wanted |= {"snapshots": (_snapshots, students), "memory": (_memory, shown),
-                   "neighbours": (_neighbours, first)}  # yapf: disable
-    todo = {table: asked if retrain else _missing(table, asked, profile_name)
-            for table, (_, asked) in wanted.items()}  # yapf: disable
-    missing = {name for asked in todo.values() for name in asked}
+    wanted = _parts(chosen, every)
+    todo = {}
+    for table, (_, parts) in wanted.items():
+        asked = [part for part in parts if part[0] in names]
+        todo[table] = asked if retrain else _missing(table, asked, profile_name)
+    missing = {part[0] for asked in todo.values() for part in asked}
     anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
     if missing:  # and the student, whose images rel-distances are taken to
         train_missing([name for name in every if name in missing], profile_name,
                       anew=anew if retrain else ())
         train_missing([measurements.student_of(chosen)], profile_name)
-    for table, (measure, _) in wanted.items():
-        _measure(table, measure, todo[table], every, profile_name)
+    for table, (measure, parts) in wanted.items():
+        _measure(table, measure, todo[table], parts, profile_name)
     if not chosen.live and (retrain or tables.read("floor", profile_name).empty):
         floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
         tables.write(floor, "floor", profile_name)
@@ -68,76 +65,106 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     print(seeds.groupby(keys, sort=False)["distance"].mean().unstack("kind").to_string())
 
 
-def _missing(table: str, names: list[str], profile_name: str) -> list[str]:
-    """Those without rows of all judges and ranges of seeds."""
-    chosen, rows, kept = profile(profile_name), tables.read(table, profile_name), []
-    for name in names:
-        run, seed = name.partition("@")[0], chosen.config(name).seed
-        own = rows[(rows["run"] == run) & (rows["training_seed"] == seed)]
-        whole = table not in ("seeds", "snapshots") or (set(own["metric"]) == {
-            judge.metric
-            for judge in judges(profile_name)} and own["seeds"].nunique() == chosen.seed_ranges)
-        if own.empty or not whole:
-            kept.append(name)
-    return kept
+def _parts(chosen: Profile, every: Sequence[str]) -> dict[str, tuple[Measure, list[Part]]]:
+    """Each table's function and all its parts, in the order of its rows."""
+    spans = [measurements.span(chosen, index) for index in range(chosen.seed_ranges)]
+    plain = {name: name.partition("@")[0] for name in every}
+    samplers = {name: [sampler_of(chosen.config(name))] for name in every}
+    if not chosen.live:
+        steps = FIGURES["fig02"].parameters["solver_steps"]
+        own = samplers[chosen.teacher]
+        own += [f"heun:{k}" for k in steps if f"heun:{k}" not in own]
+    seeds = [(name, sampler, span) for name in every for sampler in samplers[name]
+             for span in spans]  # yapf: disable
+    curves = _curves, [(name, ) for name in every if plain[name] in TITLES]
+    if chosen.live:
+        return {"curves": curves, "seeds": (_seeds, seeds)}
+    students = [name for name in every if plain[name] in ("gdd", "gdd-i")]
+    shown = [(name, ) for name in (chosen.teacher, *students)]
+    along = {name: (*chosen.snapshots, chosen.config(name).total_images) for name in students}
+    snapshots = [(name, images, span) for name in students for images in along[name]
+                 for span in spans]  # yapf: disable
+    first = [part for part in shown if part[0] in chosen.runs]
+    return {  # what takes minutes first: figures of a run with all its distances need it
+        "curves": curves,
+        "neighbours": (measured_neighbours, first),
+        "seeds": (_seeds, seeds),
+        "snapshots": (_snapshots, snapshots),
+        "memory": (nearest_table, shown), }
 
 
-def _measure(table: str, measure: Measure, names: list[str], every: list[str],
+def _missing(table: str, parts: Sequence[Part], profile_name: str) -> list[Part]:
+    """Those without rows, by all judges where the table has judges."""
+    rows, wanted = tables.read(table, profile_name), set()
+    if table in COLUMNS:
+        wanted = {judge.metric for judge in judges(profile_name)}
+    known: dict[Part, set[str]] = {}
+    metrics = rows["metric"] if "metric" in rows else [""] * len(rows)
+    for key, metric in zip(_keys(table, rows), metrics, strict=True):
+        known.setdefault(key, set()).add(metric)
+    keys = (_key(part, profile_name) for part in parts)
+    return [part for part, key in zip(parts, keys, strict=True)
+            if key not in known or not wanted <= known[key]]  # yapf: disable
+
+
+def _key(part: Part, profile_name: str) -> Part:
+    """What the rows of a part have in common: run, training seed and the table's own columns."""
+    name, *rest = part
+    return name.partition("@")[0], profile(profile_name).config(name).seed, *rest
+
+
+def _keys(table: str, rows: pd.DataFrame) -> list[Part]:
+    if rows.empty:
+        return []
+    columns = ("run", "training_seed", *COLUMNS.get(table, ()))
+    return list(rows[list(columns)].itertuples(index=False, name=None))
+
+
+def _measure(table: str, measure: Measure, todo: Sequence[Part], parts: Sequence[Part],
              profile_name: str) -> None:
-    """Measure the names side by side; after each the table, in the order of `every`, is written
-    with what it had of the others."""
-    chosen, start = profile(profile_name), time.monotonic()
-    order = {(name.partition("@")[0], chosen.config(name).seed): k for k, name in enumerate(every)}
+    """Measure the parts `todo` side by side; after each the table, in the order of `parts`, is
+    written with what it had of the others."""
+    start, order = time.monotonic(), {_key(x, profile_name): k for k, x in enumerate(parts)}
     kept = tables.read(table, profile_name)
-    for name, found in side_by_side(measure, [names], profile_name):
+    for part, found in as_ready(_measured, [(measure, part, profile_name) for part in todo]):
         found = found.assign(command=f"make seeds PROFILE={profile_name}")
-        again = kept["run"].eq(found["run"][0]) & kept["training_seed"].eq(
-            found["training_seed"][0])
-        kept = pd.concat([kept[~again], found], ignore_index=True) if len(kept) else found
-        places = [order.get(key, len(order)) for key in zip(
-            kept["run"], kept["training_seed"], strict=True)]  # yapf: disable
+        key = _key(part, profile_name)
+        others = kept[[other != key for other in _keys(table, kept)]] if len(kept) else kept
+        kept = pd.concat([others, found], ignore_index=True) if len(others) else found
+        places = [order.get(key, len(order)) for key in _keys(table, kept)]
         kept = kept.iloc[pd.Series(places).argsort(kind="stable")].reset_index(drop=True)
         tables.write(kept, table, profile_name)
-        print(f"[{time.monotonic() - start:6.0f} s] measured {name} for {table}.csv", flush=True)
+        said = ", ".join(map(str, part))
+        print(f"[{time.monotonic() - start:6.0f} s] measured {said} for {table}.csv", flush=True)
 
 
-def _seeds(name: str, profile_name: str) -> tuple[str, pd.DataFrame]:
+def _measured(measure: Measure, part: Part, profile_name: str) -> tuple[Part, pd.DataFrame]:
+    """In a process of its own, which goes on with another part: what is kept is kept for it."""
     torch.set_num_threads(1)
+    name, *rest = part
+    return part, measure(name, profile_name, *rest)
+
+
+def _seeds(name: str, profile_name: str, sampler: str, seeds: str) -> pd.DataFrame:
     chosen = profile(profile_name)
-    samplers = [sampler_of(chosen.config(name))]
-    if name == chosen.teacher:
-        steps = FIGURES["fig02"].parameters["solver_steps"]
-        samplers += [f"heun:{k}" for k in steps if f"heun:{k}" not in samplers]
-    student, ranges = measurements.student_of(chosen), chosen.seed_ranges
-    return name, pd.DataFrame(
-        row for index in range(ranges) for sampler in samplers for judge in judges(profile_name)
+    student, index = measurements.student_of(chosen), int(seeds.partition("-")[0]) // chosen.n
+    return pd.DataFrame(
+        row for judge in judges(profile_name)
         for row in measurements.rows(judge, name, sampler, profile_name, index, student=student,
-                                     ranges=ranges))  # yapf: disable
+                                     ranges=chosen.seed_ranges))  # yapf: disable
 
 
-def _snapshots(name: str, profile_name: str) -> tuple[str, pd.DataFrame]:
-    torch.set_num_threads(1)
+def _snapshots(name: str, profile_name: str, images: int, seeds: str) -> pd.DataFrame:
     chosen = profile(profile_name)
-    config = chosen.config(name)
-    return name, pd.DataFrame(
-        {"images": images} | row for images in (*chosen.snapshots, config.total_images)
-        for index in range(chosen.seed_ranges) for judge in judges(profile_name)
-        for row in measurements.rows(judge, name, sampler_of(config), profile_name, index,
+    sampler, index = sampler_of(chosen.config(name)), int(seeds.partition("-")[0]) // chosen.n
+    return pd.DataFrame(
+        {"images": images} | row for judge in judges(profile_name)
+        for row in measurements.rows(judge, name, sampler, profile_name, index,
                                      images=images))  # yapf: disable
 
 
-def _curves(name: str, profile_name: str) -> tuple[str, pd.DataFrame]:
+def _curves(name: str, profile_name: str) -> pd.DataFrame:
     run, metric = obtain(name, profile_name), measurements.metric(profile_name)
     logged = run.log[["images", metric]].rename(columns={metric: "distance"})
-    return name, logged.assign(run=name.partition("@")[0], training_seed=run.config.seed,
-                               metric=metric, digest=digest(profile(profile_name), name))
-
-
-def _neighbours(name: str, profile_name: str) -> tuple[str, pd.DataFrame]:
-    torch.set_num_threads(1)
-    return name, measured_neighbours(name, profile_name)
-
-
-def _memory(name: str, profile_name: str) -> tuple[str, pd.DataFrame]:
-    torch.set_num_threads(1)
-    return name, nearest_table(name, profile_name)
+    return logged.assign(run=name.partition("@")[0], training_seed=run.config.seed, metric=metric,
+                         digest=digest(profile(profile_name), name))

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
-from analysis import figures, judges, measurements, notebooks, surveys, tables, verdicts
+from analysis import (
+    experiments,
+    figures,
+    judges,
+    measurements,
+    notebooks,
+    surveys,
+    tables,
+    verdicts,
+)
 from analysis.fid import swd
 from analysis.nearest import nearest
 from gdd import samplers, sampling
@@ -184,6 +193,23 @@ def test_images_that_several_notebooks_need_are_made_once_and_the_dearest_first(
         "heun:18", "heun:6", "k-step:4", "one-step", "one-step"]
     assert {index for *_, index in made} == {0, 1}
     assert notebooks.images([], 2, [6]) == []
+
+
+def test_only_what_is_measured_over_all_ranges_is_shown(monkeypatch, tmp_path, capsys):
+    """A night that ended between two ranges of a run shows the others, and names it."""
+    rows = tables.read("seeds", "cifar10-16")
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    partial = rows[(rows["run"] != "gdd-i") | (rows["seeds"] != "0-9999")]
+    tables.write(partial, "seeds", "cifar10-16")
+    shown = experiments.at_hand("cifar10-16")
+    assert "gdd" in shown
+    assert "gdd-i" not in shown
+    points = [("gdd", "one-step"), ("gdd-i", "one-step")]
+    found = measurements.distances(points, "cifar10-16")
+    assert found["run"].tolist() == ["gdd"] * 3
+    assert "left out: gdd-i by one-step; `make seeds" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has no rows of .* and 0 more as they are"):
+        measurements.distances(points[1:], "cifar10-16")
 
 
 def test_an_unknown_run_is_refused_before_anything_is_trained():
