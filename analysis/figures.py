@@ -41,7 +41,6 @@ class Figure:
     notebook: str
     runs: tuple[str, ...]
     parameters: Mapping[str, Any]
-    needs: str = ""  # a field of the profile, without which there is nothing to show
     after: tuple[str, ...] = ()  # figures whose tables it reads
     judged: bool = False  # whether it takes distances of its runs' images
 
@@ -58,7 +57,7 @@ FIGURES = {
     "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100},
                     judged=True),
     "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
-    "ablations": Figure("ablations", ("gdd", "gdd-i"), {}, needs="ablations"),
+    "ablations": Figure("ablations", ("gdd", "gdd-i"), {}),
     "editing": Figure("editing", ("teacher", "gdd-i", "k-step-4", "cond-gdd-i"),
                       {"n_images": 0, "mask": "right", "steps": 50}),
     "importance": Figure("importance", ("teacher", "gdd", "gdd-i"),
@@ -106,8 +105,7 @@ def main(args: Figures) -> None:
     if args.runs and not args.seeds:
         raise ValueError("--runs goes with --seeds; figures are named with --only")
     asked = [key.strip() for key in args.only.split(",") if key.strip()]
-    keys = asked or [key for key, figure in FIGURES.items()
-                     if not figure.needs or getattr(chosen, figure.needs)]  # yapf: disable
+    keys = asked or [key for key in FIGURES if key != "ablations" or chosen.ablations]
     figures = {key: require(key, FIGURES, "figure") for key in keys}
     parameters = _parameters(args.param, figures)
     os.environ |= _USUAL | os.environ | {"GDD_DEVICE": args.device, "JUPYTER_PREFER_ENV_PATH": "1"}
@@ -116,7 +114,7 @@ def main(args: Figures) -> None:
         return _redraw(figures, args.profile)
     if not (args.seeds or args.ship):
         require_installed("papermill", "nbconvert")
-    from analysis import experiments
+    from analysis import experiments, verdicts
     from gdd.training.start import finished, missing_files
 
     if args.ship:
@@ -129,6 +127,9 @@ def main(args: Figures) -> None:
         needed = list(chosen.runs)  # also what no figure shows, such as a conditional generator
     if not (chosen.live or args.retrain or args.seeds):
         needed = _measured(args.profile, needed)
+        if "ablations" in figures and verdicts.ablations(args.profile).empty:
+            print("ablations: none of them is measured yet, at equal images, and they are left out")
+            del figures["ablations"]
     work = chosen.live or args.retrain or args.seeds or any(
         finished(chosen, run) is None for run in needed)
     if work and (lacking := missing_files(chosen)):

@@ -212,6 +212,21 @@ def test_only_what_is_measured_over_all_ranges_is_shown(monkeypatch, tmp_path, c
         measurements.distances(points[1:], "cifar10-16")
 
 
+def test_figures_of_some_runs_leave_out_the_ablations(monkeypatch, tmp_path, capsys):
+    chosen = profile("cifar10-16")
+    rows = tables.read("seeds", "cifar10-16")
+    rows = rows[(rows["run"] == "gdd") & (rows["kind"] == "abs")]
+    own = {"run": "teacher", "sampler": "heun:18", "digest": tables.stamp(chosen, "teacher")}
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    tables.write(pd.concat([rows, rows.assign(**own)]), "seeds", "cifar10-16")
+    figures.main(figures.Figures(profile="cifar10-16", list=True))
+    said = capsys.readouterr().out
+    assert "left out: gdd-i, cd" in said
+    assert "ablations: none of them is measured yet" in said
+    assert "ablations: it" not in said
+    assert "fig02: it has not been made yet" in said
+
+
 def test_an_unknown_run_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="did you mean gdd@2 or gdd@1"):
         surveys.survey("desk", ["gdd@9"])
