@@ -56,25 +56,38 @@ def held(denoise: Denoise, images: Tensor, mask: Tensor) -> Denoise:
 
 
 def optimise(make: Make, images: Tensor, mask: Tensor, latents: Tensor, *, steps: int = 50,
-             lr: float = 0.3) -> Tensor:
+             lr: float = 0.3, noise: float = 10.0) -> Tensor:
     """Latents (N,C,H,W) whose images have the least squared error outside the mask, by Adam from
-    `latents`; each keeps its norm, since white noise of d values has one near sqrt(d) and a network
-    knows no other. Every image is optimised by itself: a batch changes nothing."""
-    norms = latents.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    `latents`. A network knows no latents but noise: after a step each channel has mean 0 and
+    variance 1, and `noise` weighs how unlike noise they are. Every image is optimised by itself: a
+    batch changes nothing."""
     z = latents.clone().requires_grad_()
     adam, best, least = torch.optim.Adam([z], lr=lr), latents, latents.new_full((len(z), ),
                                                                                 math.inf)
     for step in range(steps + 1):
         error = ((make(z) - images).square() * ~mask).sum(dim=(1, 2, 3))
-        better = (error < least).view(-1, 1, 1, 1)
-        best, least = torch.where(better, z.detach(), best), torch.minimum(error.detach(), least)
+        cost = error + noise * unlike_noise(z)
+        better = (cost < least).view(-1, 1, 1, 1)
+        best, least = torch.where(better, z.detach(), best), torch.minimum(cost.detach(), least)
         if step == steps:
             return best
-        (z.grad, ) = torch.autograd.grad(error.sum(), z)
+        (z.grad, ) = torch.autograd.grad(cost.sum(), z)
         adam.step()
         with torch.no_grad():
-            z.mul_(norms / z.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+            z.sub_(z.mean(dim=(2, 3), keepdim=True))
+            z.div_(z.std(dim=(2, 3), keepdim=True, correction=0))
     raise AssertionError
+
+
+def unlike_noise(latents: Tensor) -> Tensor:
+    """How unlike white noise latents (N,C,H,W) are, (N,): the squared mean products of neighbours,
+    across and down, of each channel at its own size and at halved ones down to 4, summed (Karras et
+    al. 2020, arXiv:1912.04958, appendix D)."""
+    down, across = ((latents * latents.roll(1, dims=side)).mean(dim=(2, 3)) for side in (2, 3))
+    found = (down.square() + across.square()).sum(dim=1)
+    if min(latents.shape[2:]) < 8:
+        return found
+    return found + unlike_noise(2 * torch.nn.functional.avg_pool2d(latents, 2))
 
 
 def guided(denoise: Denoise, images: Tensor, latents: Tensor, steps: int, first: int, *,

@@ -52,7 +52,7 @@ def ablations(profile_name: str) -> pd.DataFrame:
                          (part["against"] == row["against"])]
             said = "" if first == row["run"] or other.empty else verdict(row, other.iloc[0])
             rows.append({"ablation": ablation, **row, "beside": first, "verdict": said})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["ablation", *found.columns, "beside", "verdict"])
 
 
 def beside(chosen: Profile, runs: tuple[str, ...], run: str) -> str:

@@ -1,5 +1,7 @@
 """Editing against closed forms: denoisers, generators and pictures whose answers are known."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,21 +62,36 @@ def test_optimised_latents_reach_a_known_picture_and_stay_noise():
         return (z.flatten(1) @ mix).view_as(z)
 
     start, truth = latents(5), latents(9)[4:]
-    truth *= (start.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    truth -= truth.mean(dim=(2, 3), keepdim=True)
+    truth /= truth.std(dim=(2, 3), keepdim=True, correction=0)
     images, mask = make(truth), editing.missing("right", 4)
-    found = editing.optimise(make, images, mask, start, steps=300, lr=0.1)
+    exact = partial(editing.optimise, make, steps=300, lr=0.1, noise=0)
+    found = exact(images, mask, start)
     before, after = (rms(make(z), images, ~mask) for z in (start, found))
     assert (after < 0.02 * before).all()
-    assert torch.allclose(found.flatten(1).norm(dim=1), start.flatten(1).norm(dim=1))
+    assert found.mean(dim=(2, 3)).abs().max() < 1e-12
+    assert torch.allclose(found.square().mean(dim=(2, 3)), torch.ones(5, 1).double())
     # each by itself
-    alone = editing.optimise(make, images[2:3], mask, start[2:3], steps=300, lr=0.1)
+    alone = exact(images[2:3], mask, start[2:3])
     assert torch.allclose(alone, found[2:3], atol=1e-9)
+    like = editing.optimise(make, images, mask, start, steps=300, lr=0.1, noise=1e3)
+    assert (editing.unlike_noise(like) < 0.01 * editing.unlike_noise(found)).all()
+
+
+def test_noise_is_like_noise_at_every_size_and_a_flat_picture_is_not():
+    flat = torch.full((2, 3, 8, 8), 0.5).double()
+    # products of neighbours 1/4; halved, and doubled for variance 1, they are 1
+    expected = torch.full((2, ), 3 * 2 * (1 / 16 + 1)).double()
+    assert torch.allclose(editing.unlike_noise(flat), expected)
+    noise = draw_latents(range(50), (3, 8, 8))[0].double()
+    # a mean of 64 products of variance 1, of 16 at the half size
+    assert editing.unlike_noise(noise).mean() == pytest.approx(3 * 2 * (1 / 64 + 1 / 16), rel=0.25)
 
 
 def test_optimisation_never_ends_worse_than_it_began():
     start = latents(4)
     found = editing.optimise(lambda z: z, start, editing.missing("bottom", 4), start, steps=5,
-                             lr=10.0)
+                             lr=10.0, noise=0)
     assert torch.equal(found, start)
 
 
