@@ -18,8 +18,9 @@ from hypothesis.extra.numpy import arrays
 from analysis import pixels
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMITTED = ROOT / "figures" / "desk"
-PICTURES = sorted(f.stem for f in COMMITTED.glob("*.png"))
+COMMITTED = ROOT / "figures"
+PROFILES = ("desk", "cifar10-16")
+PICTURES = sorted((name, f.stem) for name in PROFILES for f in (COMMITTED / name).glob("*.png"))
 WITHOUT_TORCH = """
 import sys
 class Refused:
@@ -28,45 +29,48 @@ class Refused:
             raise ImportError("a figure was measured again")
 sys.meta_path.insert(0, Refused())
 from analysis.figures import Figures, main
-main(Figures(profile="desk", redraw=True))
+main(Figures(profile=sys.argv[1], redraw=True))
 """
 
 
-def redraw(figures):
-    ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, check=False, text=True,
-                         capture_output=True, env=os.environ | {"GDD_FIGURES": str(figures)})
+def redraw(figures, profile="desk"):
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, profile], cwd=ROOT, check=False,
+                         text=True, capture_output=True,
+                         env=os.environ | {"GDD_FIGURES": str(figures)})
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures") / "desk"
-    folder.mkdir()
-    for file in COMMITTED.glob("*.csv"):
-        shutil.copy(file, folder)
-    redraw(folder.parent)
-    return folder
+    figures = tmp_path_factory.mktemp("figures")
+    for name in PROFILES:
+        (figures / name).mkdir()
+        for file in (COMMITTED / name).glob("*.csv"):
+            shutil.copy(file, figures / name)
+        redraw(figures, name)
+    return figures
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_figure_is_redrawn_from_its_csv_alone(drawn, name):
+@pytest.mark.parametrize(("profile", "name"), PICTURES)
+def test_a_figure_is_redrawn_from_its_csv_alone(drawn, profile, name):
+    before, after = (folder / profile / name for folder in (COMMITTED, drawn))
     for kind in ("csv", "txt"):
-        again = (drawn / f"{name}.{kind}").read_bytes()
-        assert again == (COMMITTED / f"{name}.{kind}").read_bytes()
-    before, after = (mpimg.imread(folder / f"{name}.png") for folder in (COMMITTED, drawn))
+        assert after.with_suffix(f".{kind}").read_bytes() == before.with_suffix(
+            f".{kind}").read_bytes()
+    before, after = (mpimg.imread(file.with_suffix(".png")) for file in (before, after))
     assert before.shape == after.shape
     assert np.abs(before - after).max(axis=2).mean() < 1e-3  # another processor's rounding
 
 
 def test_what_is_drawn_follows_the_csv(drawn, tmp_path):
     (tmp_path / "desk").mkdir()
-    table = pd.read_csv(drawn / "fig04_consistency.csv")
+    table = pd.read_csv(drawn / "desk" / "fig04_consistency.csv")
     table.loc[table["source"] == "live", "distance"] *= 2
     table.to_csv(tmp_path / "desk" / "fig04_consistency.csv", index=False)
     assert redraw(tmp_path) == "fig04: fig04_consistency\n"
     before, after = (mpimg.imread(folder / "fig04_consistency.png")
-                     for folder in (drawn, tmp_path / "desk"))
+                     for folder in (drawn / "desk", tmp_path / "desk"))
     assert before.shape != after.shape or np.abs(before - after).max() > 0.5
 
 
@@ -77,7 +81,7 @@ def test_every_figure_has_cells_that_draw_it():
             kind, *table = cell["metadata"].get("tags", [""])
             found += table if kind == "draw" else []
             assert kind == "draw" or "save_figure" not in "".join(cell["source"])
-    assert set(PICTURES) <= set(found)
+    assert {name for _, name in PICTURES} <= set(found)
 
 
 def test_a_damaged_csv_is_one_line(tmp_path):
