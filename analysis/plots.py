@@ -80,8 +80,10 @@ def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_floor(distance: float, *, ax: Axes) -> Axes:
-    """What sampling noise alone amounts to, as a dotted line."""
-    ax.axhline(distance, color=COLORS["teacher"], linestyle=":", linewidth=1, label="floor")
+    """What sampling noise alone amounts to, as a dotted line; nothing if that is NaN, since it was
+    not measured."""
+    if not np.isnan(distance):
+        ax.axhline(distance, color=COLORS["teacher"], linestyle=":", linewidth=1, label="floor")
     return ax
 
 
