@@ -250,6 +250,6 @@ def _sigma_axis(table: pd.DataFrame, ax: Axes, *, offset: int = 0, ticks: int = 
     steps = table.drop_duplicates("step").sort_values("step")
     shown = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, ticks).round().astype(int))]
     ax.set_xticks(shown["step"] + offset, [
-        f"{step + 1}\n{sigma:.2g}"
+        f"{step + 1:.0f}\n{sigma:.2g}"
         for step, sigma in zip(shown["step"], shown["sigma"], strict=True)])
     ax.set_xlabel(r"step; $\sigma$")
