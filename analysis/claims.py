@@ -52,10 +52,16 @@ def _ratio(table: pd.DataFrame, one: str, other: str, wanted: str) -> Finding:
     a, b = rows.loc[one], rows.loc[other]
     said = verdict(a, b)
     held = {wanted: HOLDS, OPEN: OPEN}.get(said, FAILS)
-    here = f"{one} {a['mean']:.3g} ({a['low']:.3g} to {a['high']:.3g}), {other} {b['mean']:.3g} " \
-           f"({b['low']:.3g} to {b['high']:.3g})"
+    here = f"{_said(one, a)}, {_said(other, b)}"
     return Finding(held, here, a["mean"] / b["mean"], a["low"] / b["high"], a["high"] / b["low"],
                    int(min(a["training_seeds"], b["training_seeds"])))
+
+
+def _said(name: str, row: pd.Series) -> str:
+    """A run's mean over training seeds, and their interval if there are several."""
+    span = f" ({row['low']:.3g} to {row['high']:.3g})" if row["training_seeds"] > 1 else \
+        ", one training seed"
+    return f"{name} {row['mean']:.3g}{span}"
 
 
 def _finals(tables: Tables) -> pd.DataFrame | None:
@@ -128,8 +134,7 @@ def _teacher(tables: Tables) -> Finding:
     else:
         said = HOLDS if row["high"] < teacher["distance"] else (
             FAILS if row["low"] > teacher["distance"] else OPEN)
-    here = f"GDD {row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g}), teacher " \
-           f"{teacher['distance']:.3g} at NFE {teacher['nfe']:.0f}"
+    here = f"{_said('GDD', row)}, teacher {teacher['distance']:.3g} at NFE {teacher['nfe']:.0f}"
     return Finding(said, here, row["mean"] / teacher["distance"], row["low"] / teacher["distance"],
                    row["high"] / teacher["distance"], int(row["training_seeds"]))
 

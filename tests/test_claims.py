@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from analysis import claims
 from analysis.claims import ABSENT, CLAIMS, FAILS, HOLDS, scorecard
 from analysis.verdicts import OPEN
 
@@ -122,3 +123,10 @@ def test_a_damaged_table_decides_nothing():
     found = scorecard(damaged).set_index("claim")
     assert found["verdict"]["3 freezing"] == ABSENT
     assert found["verdict"]["1 steps, rel"] == HOLDS
+
+
+@pytest.mark.parametrize(("seeds", "said"), [
+    (1, "GDD 1.02, one training seed"), (3, "GDD 1.02 (0.9 to 1.1)")])  # yapf: disable
+def test_one_training_seed_is_told_without_an_interval(seeds, said):
+    row = pd.Series({"mean": 1.0213, "low": 0.9, "high": 1.1, "training_seeds": seeds})
+    assert claims._said("GDD", row) == said
