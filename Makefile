@@ -9,10 +9,10 @@ INSTALL := $(RUN) -m pip install -q --disable-pip-version-check
 .PHONY: figures seeds test test-older-cpus lint bench docs audit clean
 .DEFAULT_GOAL := figures
 
-figures: $(STAMP)  ## every figure, in figures/$(PROFILE); RETRAIN=1 trains everything from nothing first; ONLY=fig03
-	$(RUN) -m analysis.figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(RETRAIN),--retrain) $(if $(DEVICE),--device $(DEVICE))
+figures: $(STAMP)  ## every figure, in figures/$(PROFILE); RETRAIN=1 trains everything from nothing first, FRESH=1 measures it anew; ONLY=fig03
+	$(RUN) -m analysis.figures --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(RETRAIN),--retrain) $(if $(FRESH),--fresh) $(if $(DEVICE),--device $(DEVICE))
 
-seeds: $(STAMP)  ## every run but the teachers with further training seeds, measured into figures/$(PROFILE)/seeds.csv; RUNS=gdd,gdd-i@1 RETRAIN=1 DEVICE=cuda
+seeds: $(STAMP)  ## every run, and all but the teachers with further training seeds, measured into figures/$(PROFILE)/seeds.csv; RUNS=gdd,gdd-i@1 RETRAIN=1 DEVICE=cuda
 	$(RUN) -m analysis.figures --profile $(PROFILE) --seeds $(if $(RUNS),--runs $(RUNS)) $(if $(RETRAIN),--retrain) \
 		$(if $(DEVICE),--device $(DEVICE))
 

@@ -69,8 +69,8 @@ def _finals(tables: Tables) -> pd.DataFrame | None:
     table = tables.get("fig04_consistency")
     if table is None:
         return None
-    live = table[table["source"] == "live"]
-    return live.assign(sampler="", against="data", n=0, images=0)
+    finals = table[table["source"] == "final"]
+    return finals.assign(sampler="", against="data", n=0, images=0)
 
 
 def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Finding]:

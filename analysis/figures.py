@@ -1,4 +1,5 @@
-"""Regenerate the paper's figures: train what is missing, execute the notebooks, write the gallery.
+"""Regenerate the paper's figures: train and measure what is missing, execute the notebooks, write
+the gallery.
 
 python -m analysis.figures [--profile desk] [--only fig03] [--list] [--retrain] [-p name=value]
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
     from analysis.notebooks import Task
+    from gdd.profiles import Profile
 
 _MOST_TEXT, _MOST_NUMBER = 1000, 1_000_000  # characters and size of a parameter
 # of every process, unless it is set; bytes that glibc keeps, else every result comes page by page
@@ -77,7 +79,7 @@ class Figures:
     only: str = ""
     """Comma-separated figures, such as fig03; default: all."""
     retrain: bool = False
-    """Train every run from nothing, whatever lies in runs/ or is shipped."""
+    """Train every run from nothing, whatever lies in runs/ or is shipped, and measure it anew."""
     param: Annotated[tyro.conf.UseAppendAction[list[str]],
                      tyro.conf.arg(aliases=["-p"])] = field(default_factory=list)
     """Notebook parameters, name=value; every selected notebook must have them. What they make goes
@@ -91,7 +93,8 @@ class Figures:
     jobs: int = 0
     """Notebooks at once; default: one a core."""
     fresh: bool = False
-    """Execute notebooks of which nothing has changed, too."""
+    """Execute notebooks of which nothing has changed, too; distances that are measured within
+    minutes are measured anew, else they come from figures/PROFILE/seeds.csv."""
     redraw: bool = False
     """Draw again from the csv files that are there, in seconds; nothing is measured."""
     list: bool = False
@@ -114,15 +117,14 @@ def main(args: Figures) -> None:
         return _redraw(figures, args.profile)
     if not (args.seeds or args.ship):
         require_installed("papermill", "nbconvert")
-    from analysis import experiments, verdicts
+    from analysis import experiments, surveys, verdicts
     from gdd.training.start import finished, missing_files
 
     if args.ship:
         from analysis.shipping import ship
 
         return ship(args.profile)
-    patterns = [pattern for figure in figures.values() for pattern in figure.runs]
-    needed = [run for run in chosen.runs if any(fnmatch(run, pattern) for pattern in patterns)]
+    needed = _runs(chosen, *figures.values())
     if args.retrain and not args.only:
         needed = list(chosen.runs)  # also what no figure shows, such as a conditional generator
     if not (chosen.live or args.retrain or args.seeds):
@@ -136,16 +138,24 @@ def main(args: Figures) -> None:
         raise FileNotFoundError(f"profile {chosen.name} lacks {len(lacking)} files: " +
                                 "; ".join(lacking))
     if args.seeds:
-        from analysis.surveys import survey
-
-        return survey(args.profile, [run.strip() for run in args.runs.split(",") if run.strip()],
-                      retrain=args.retrain)
+        return surveys.survey(args.profile,
+                              [run.strip() for run in args.runs.split(",") if run.strip()],
+                              retrain=args.retrain)
     with on_interrupt(lambda: "stopped; finished runs and figures stay, and the same command makes "
                       "the others, each run from its last tick"):
         if not args.list:
             anew = [*chosen.classifiers, *chosen.runs] if args.retrain else []
             experiments.train_missing(needed, args.profile, anew=anew)
+            judged = _runs(chosen, *(figure for figure in figures.values() if figure.judged))
+            if args.retrain or (chosen.live and judged):
+                surveys.measure(args.profile, needed if args.retrain else judged, anew=args.retrain
+                                or args.fresh)
         _execute(figures, args, parameters)
+
+
+def _runs(chosen: "Profile", *figures: Figure) -> list[str]:
+    patterns = [pattern for figure in figures for pattern in figure.runs]
+    return [run for run in chosen.runs if any(fnmatch(run, pattern) for pattern in patterns)]
 
 
 def _redraw(figures: Mapping[str, Figure], profile_name: str) -> None:
@@ -179,8 +189,6 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
     RuntimeError if a notebook failed, after the others."""
     from analysis import notebooks
     from analysis.experiments import as_ready
-    from analysis.judges import sharing
-    from analysis.measurements import look
 
     chosen, tasks = profile(args.profile), {}
     for key, figure in figures.items():
@@ -188,8 +196,7 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
         folder = output_folder(key, args.profile, **{**figure.parameters, **parameters})
         if parameters.get("output"):
             own["output"] = str(folder.resolve())
-        runs = [run for run in chosen.runs if any(fnmatch(run, p) for p in figure.runs)]
-        task = notebooks.Task(figure.notebook, args.profile, own, runs, folder)
+        task = notebooks.Task(figure.notebook, args.profile, own, _runs(chosen, figure), folder)
         reason = "asked for" if args.retrain or args.fresh else notebooks.stale(task)
         print(f"{key}: {reason or 'as it was made before'}", flush=True)
         if reason:
@@ -199,18 +206,11 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
     jobs = args.jobs or os.cpu_count() or 1
     failures = []
     first = [key for key in tasks if not figures[key].after]
-    with sharing():
-        judged = {key: task for key, task in tasks.items() if figures[key].judged}
-        given = {**FIGURES["fig02"].parameters, **parameters}
-        looks = notebooks.images(list(judged.values()), given["seed_ranges"],
-                                 given["solver_steps"] if "fig02" in judged else [])
-        for _ in as_ready(look, looks, jobs):
-            pass
-        for stage in (first, [key for key in tasks if key not in first]):
-            for key, seconds, error in as_ready(_timed, [(key, tasks[key]) for key in stage], jobs):
-                shown = os.path.relpath(tasks[key].folder)
-                print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
-                failures += [key] if error else []
+    for stage in (first, [key for key in tasks if key not in first]):
+        for key, seconds, error in as_ready(_timed, [(key, tasks[key]) for key in stage], jobs):
+            shown = os.path.relpath(tasks[key].folder)
+            print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
+            failures += [key] if error else []
     for folder in {task.folder for task in tasks.values()} | {FIGURES_FOLDER / chosen.name}:
         if folder.is_dir():
             write_pages(folder, args.profile)
@@ -327,18 +327,6 @@ def rounded(table: "pd.DataFrame") -> "pd.DataFrame":
         return x if x.is_integer() else float(f"{x:.4g}")
 
     return table.assign(**{name: table[name].map(short) for name in table.select_dtypes("float")})
-
-
-def read_seeds(profile_name: str) -> "pd.DataFrame":
-    """The rows by the usual judge of figures/PROFILE/seeds.csv, made by `make seeds`, of runs with
-    further training seeds, as they are trained today; empty if there are none."""
-    from analysis import measurements, tables
-
-    table, further = tables.read("seeds", profile_name), profile(profile_name).further_seeds()
-    names = table["run"] + "@" + table["training_seed"].astype(str)
-    kept = names.isin(further) & (table["against"] != "test")
-    kept &= table["metric"] == measurements.metric(profile_name)
-    return table[kept].reset_index(drop=True)
 
 
 def console() -> None:

@@ -2,11 +2,11 @@
 figures.
 
 Everything is measured by `analysis.judges`: images of a generator are a `Source`, which a judge
-summarises. A profile whose measuring takes hours has its rows in figures/PROFILE/seeds.csv.
+summarises. What `make seeds` has measured, of runs as they are trained today, is read from
+figures/PROFILE/seeds.csv and floor.csv.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from gdd.profiles import Profile, profile
 from gdd.samplers import sampler_of
 
 KINDS = ("abs", "rel", "rel, disjoint seeds")
+_POINT = ["run", "training_seed", "sampler"]
 
 
 def metric(profile_name: str) -> str:
@@ -43,14 +44,6 @@ def generated(name: str, sampler: str, profile_name: str, index: int, images: in
     return in_memory(of_checkpoint(path, sampler, device())(range(index * n, (index + 1) * n)))
 
 
-def look(name: str, sampler: str, profile_name: str, index: int) -> None:
-    """Let the usual judge see a range of images, for the processes with which it shares what it
-    saw. What is wrong, they will say."""
-    torch.set_num_threads(1)
-    with suppress(ValueError, OSError):
-        judges(profile_name)[0].summarise(generated(name, sampler, profile_name, index))
-
-
 def distances(points: Sequence[tuple[str, str]], profile_name: str, *, student: str = "",
               seed_ranges: int = 0) -> pd.DataFrame:
     """Distances by the profile's usual judge of generators, (run, sampler) each; one row per point,
@@ -60,15 +53,31 @@ def distances(points: Sequence[tuple[str, str]], profile_name: str, *, student: 
     from other seeds, since shared seeds remove noise that abs keeps. The student's own distance to
     itself over disjoint seeds is the floor of sampling noise; over shared seeds it is 0 and left
     out.
+
+    A point that seeds.csv has over all ranges comes from there. Others are measured now; where that
+    takes hours they are left out, and named, and ValueError is raised if those are all.
     """
     chosen = profile(profile_name)
     ranges = seed_ranges or chosen.seed_ranges
+    before = _measured_before(points, profile_name, student, ranges)
+    others = _without(points, before, chosen)
     if not chosen.live:
-        return _measured_before(points, profile_name, student, ranges)
-    return pd.DataFrame(
-        row for index in range(ranges) for name, sampler in points
+        _say_lacking(others, before.empty, profile_name)
+        return before
+    now = pd.DataFrame(
+        row for index in range(ranges) for name, sampler in others
         for row in rows(judges(profile_name)[0], name, sampler, profile_name, index,
                         student=student, ranges=ranges))  # yapf: disable
+    return pd.concat([part for part in (before, now) if len(part)], ignore_index=True)
+
+
+def further(profile_name: str) -> pd.DataFrame:
+    """The rows of seeds.csv by the usual judge of runs with further training seeds, as they are
+    trained today; empty if there are none."""
+    table, names = tables.read("seeds", profile_name), profile(profile_name).further_seeds()
+    kept = (table["run"] + "@" + table["training_seed"].astype(str)).isin(names)
+    kept &= (table["against"] != "test") & (table["metric"] == metric(profile_name))
+    return table[kept].reset_index(drop=True)
 
 
 def rows(judge: Judge, name: str, sampler: str, profile_name: str, index: int, *, student: str = "",
@@ -99,38 +108,51 @@ def rows(judge: Judge, name: str, sampler: str, profile_name: str, index: int, *
 
 def _measured_before(points: Sequence[tuple[str, str]], profile_name: str, student: str,
                      ranges: int) -> pd.DataFrame:
-    """The rows of seeds.csv that `distances` would measure; points without all ranges of seeds are
-    left out, and named. Raises ValueError if there is none with all."""
+    """The rows of seeds.csv that `distances` would measure, of points with all ranges of seeds."""
     chosen, table = profile(profile_name), tables.read("seeds", profile_name)
-    wanted = {(name, chosen.config(name).seed, sampler) for name, sampler in points}
     kept = (table["metric"] == metric(profile_name)) & (table["against"] != "test")
     kept &= (table["kind"] == "abs") | (bool(student) & (table["against"] == student))
     kept &= table["seeds"].isin({span(chosen, index) for index in range(ranges)})
     found = table[kept]
-    point = ["run", "training_seed", "sampler"]
-    counts = found.groupby(point)["seeds"].nunique()
-    whole = wanted & set(counts.index[counts == ranges])
-    lacking, command = sorted(wanted - whole), f"`make seeds PROFILE={profile_name}`"
-    if lacking and not whole:
-        raise ValueError(f"figures/{chosen.name}/seeds.csv has no rows of {lacking[0]} and "
-                         f"{len(lacking) - 1} more as they are trained today; {command} measures "
-                         "them")
-    if lacking:
-        said = ", ".join(f"{run} by {sampler}" for run, _, sampler in lacking)
+    whole = {_key(chosen, *point) for point in points}
+    for kind in ("abs", *KINDS[2:])[:2 if student else 1]:
+        counts = found[found["kind"] == kind].groupby(_POINT)["seeds"].nunique()
+        whole &= set(counts.index[counts == ranges])
+    there = [key in whole for key in found[_POINT].itertuples(index=False, name=None)]
+    return found[pd.Series(there, found.index, dtype=bool)].reset_index(drop=True)
+
+
+def _without(points: Sequence[tuple[str, str]], measured: pd.DataFrame,
+             chosen: Profile) -> list[tuple[str, str]]:
+    known = set(measured[_POINT].itertuples(index=False, name=None))
+    return [point for point in points if _key(chosen, *point) not in known]
+
+
+def _key(chosen: Profile, name: str, sampler: str) -> tuple[str, int, str]:
+    return name.partition("@")[0], chosen.config(name).seed, sampler
+
+
+def _say_lacking(points: Sequence[tuple[str, str]], all_of_them: bool, profile_name: str) -> None:
+    command = f"`make seeds PROFILE={profile_name}`"
+    if points and all_of_them:
+        raise ValueError(
+            f"figures/{profile(profile_name).name}/seeds.csv has no rows of {points[0]} and "
+            f"{len(points) - 1} more as they are trained today; {command} measures "
+            "them")
+    if points:
+        said = ", ".join(f"{run} by {sampler}" for run, sampler in points)
         print(f"not measured yet, and left out: {said}; {command} goes on with them")
-    keys = found[point].itertuples(index=False, name=None)
-    return found[[key in whole for key in keys]].reset_index(drop=True)
 
 
 def floor(profile_name: str, *, seed_ranges: int = 0) -> pd.DataFrame:
     """What sampling noise alone amounts to at n, by every judge: two disjoint draws of n from the
     data, or where it has fewer than 2n images, from the first teacher by its own sampler."""
     chosen = profile(profile_name)
-    ranges = seed_ranges or chosen.seed_ranges
-    if not chosen.live:
-        table = tables.read("floor", profile_name)
-        return table[table["draw"] < ranges].reset_index(drop=True)
-    return measured_floor(profile_name, ranges)
+    ranges, table = seed_ranges or chosen.seed_ranges, tables.read("floor", profile_name)
+    before = table[table["draw"] < ranges].reset_index(drop=True)
+    if chosen.live and before["draw"].nunique() < ranges:
+        return measured_floor(profile_name, ranges)
+    return before
 
 
 def measured_floor(profile_name: str, ranges: int) -> pd.DataFrame:
@@ -144,14 +166,16 @@ def _floor(judge: Judge, profile_name: str, ranges: int) -> pd.DataFrame:
     found = open_source(chosen.data)
     if isinstance(found, Source) and found.n >= 2 * chosen.n:
         pairs = [found.disjoint(chosen.n, seed) for seed in range(ranges)]
-        name = "data"
+        made: dict[str, Any] = {"of": "data"}
     else:
         name = chosen.teacher
         own = sampler_of(chosen.config(name))
         drawn = [generated(name, own, profile_name, index) for index in range(max(ranges, 2))]
         pairs = [(drawn[index], drawn[(index + 1) % len(drawn)]) for index in range(len(drawn))]
+        made = {"of": name, "run": name, "training_seed": chosen.config(name).seed,
+                "digest": tables.stamp(chosen, name)}  # yapf: disable
     values = [judge.distance(*(judge.summarise(source) for source in pair)) for pair in pairs]
-    return pd.DataFrame({"of": name, "distance": values, "metric": judge.metric, "n": chosen.n,
+    return pd.DataFrame({**made, "distance": values, "metric": judge.metric, "n": chosen.n,
                          "draw": range(len(values))})  # yapf: disable
 
 

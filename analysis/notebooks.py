@@ -21,7 +21,6 @@ from gdd.files import ROOT, scratch, write_atomically
 from gdd.notebooks import FOLDER
 from gdd.profiles import profile
 from gdd.reading import read_json
-from gdd.samplers import network_calls, sampler_of
 from gdd.training.start import digest
 
 PACKAGES = Path(__file__).resolve().parents[1]  # the folder of both
@@ -110,20 +109,6 @@ def stale(task: Task) -> str:
     except (ValueError, OSError) as error:
         return f"its record is damaged: {error}"
     return ""
-
-
-def images(tasks: Sequence[Task], seed_ranges: int,
-           solver_steps: Sequence[int]) -> list[tuple[str, str, str, int]]:
-    """What notebooks of one profile take distances of, dearest first: run, sampler, profile and
-    range of seeds: they share what is made of these, so no images are made twice."""
-    if not tasks or not (chosen := profile(tasks[0].profile)).live:
-        return []
-    runs = {chosen.teacher, *(run for task in tasks for run in task.runs)}
-    points = {(run, sampler_of(chosen.config(run))) for run in runs}
-    points |= {(chosen.teacher, f"heun:{steps}") for steps in solver_steps}
-    order = sorted(points, key=lambda point: (-network_calls(point[1]), point))
-    return [(*point, tasks[0].profile, index) for point in order
-            for index in range(seed_ranges or chosen.seed_ranges)]  # yapf: disable
 
 
 def execute(task: Task, threads: int = 1) -> None:

@@ -89,10 +89,10 @@ def plot_floor(distance: float, *, ax: Axes) -> Axes:
 
 def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Figure 4: distance against training images, a line per `run` from the logs, through the means
-    of its training seeds in a band of their least and largest; an open symbol where it was measured
-    live.
+    of its training seeds in a band of their least and largest; an open symbol for the final
+    weights.
 
-    Columns images, distance, run, training_seed, metric, and source (log or live).
+    Columns images, distance, run, training_seed, metric, and source (log or final).
     """
     ax = ax or plt.gca()
     groups = list(table.groupby("run", sort=False))
@@ -104,9 +104,9 @@ def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         thousands = along.index / 1000
         ax.plot(thousands, along["mean"], marker=marker, color=color, label=run)
         ax.fill_between(thousands, along["min"], along["max"], color=color, alpha=0.2, linewidth=0)
-        if (live := rows[rows["source"] == "live"]).empty:
+        if (final := rows[rows["source"] == "final"]).empty:
             continue
-        means, span = _means(live, "images")
+        means, span = _means(final, "images")
         x = means.index / 1000 + apart * (place - (len(groups) - 1) / 2 + 1)
         ax.errorbar(x, means, yerr=span, color=color, marker=marker, zorder=3, linestyle="none",
                     markerfacecolor="white", markersize=6, capsize=2)

@@ -6,7 +6,7 @@ snapshots.csv   the averages of students along their training, by every judge
 memory.csv      how near their images are to the nearest training picture
 neighbours.csv  those that are nearest, beside that picture
 floor.csv       what sampling noise alone amounts to
-A profile whose figures measure live has the first two alone, of further training seeds.
+A profile whose figures measure what is missing has seeds.csv, curves.csv and floor.csv.
 
 A part is what is measured at once, such as a run's images by one sampler from one range of seeds.
 Parts share the cores, and a table is written after each: one with rows of today's digest is not
@@ -15,6 +15,7 @@ measured again, so an interrupted night goes on by the same command, on another 
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,7 @@ import torch
 from analysis import measurements, tables
 from analysis.experiments import as_ready, obtain, train_missing
 from analysis.figures import FIGURES
-from analysis.judges import judges
+from analysis.judges import judges, sharing
 from analysis.nearest import measured_neighbours, nearest_table
 from analysis.plots import TITLES
 from gdd.profiles import Profile, profile, require
@@ -40,40 +41,50 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     tables; `retrain` makes them anew, and without `runs` what they start from too. Raises
     ValueError on an unknown run."""
     chosen = profile(profile_name)
-    every = chosen.further_seeds() if chosen.live else [*chosen.runs, *chosen.further_seeds()]
+    every = [*chosen.runs, *chosen.further_seeds()]
     for name in runs:
         require(name, every, f"run that `make seeds PROFILE={profile_name}` measures,")
     names = [name for name in every if name in runs or not runs]
-    wanted = _parts(chosen, every)
-    todo = {}
-    for table, (_, parts) in wanted.items():
-        asked = [part for part in parts if part[0] in names]
-        todo[table] = asked if retrain else _missing(table, asked, profile_name)
-    missing = {part[0] for asked in todo.values() for part in asked}
+    missing = {part[0] for _, todo in _todo(profile_name, names, retrain) for part in todo}
     anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
     if missing:  # and the student, whose images rel-distances are taken to
         train_missing([name for name in every if name in missing], profile_name,
                       anew=anew if retrain else ())
         train_missing([measurements.student_of(chosen)], profile_name)
-    for table, (measure, parts) in wanted.items():
-        _measure(table, measure, todo[table], parts, profile_name)
-    if not chosen.live and (retrain or tables.read("floor", profile_name).empty):
-        floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
-        tables.write(floor, "floor", profile_name)
+    measure(profile_name, names, anew=retrain)
     keys = ["metric", "run", "training_seed", "kind"]
     seeds = tables.read("seeds", profile_name)
     print(seeds.groupby(keys, sort=False)["distance"].mean().unstack("kind").to_string())
 
 
-def _parts(chosen: Profile, every: Sequence[str]) -> dict[str, tuple[Measure, list[Part]]]:
+def measure(profile_name: str, names: Sequence[str], *, anew: bool = False) -> None:
+    """Measure what the tables lack of trained runs, or with `anew` all of it, and write them."""
+    chosen = profile(profile_name)
+    parts = _parts(chosen)
+    with sharing() if chosen.live else nullcontext():  # else features are kept on disk for good
+        for table, todo in _todo(profile_name, names, anew):
+            _measure(table, *parts[table], todo, profile_name)
+        if anew or tables.read("floor", profile_name).empty:
+            floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
+            tables.write(floor, "floor", profile_name)
+
+
+def _todo(profile_name: str, names: Sequence[str], anew: bool) -> list[tuple[str, list[Part]]]:
+    """Each table with the parts that are to be measured."""
+    every = [(table, [part for part in parts if part[0] in names])
+             for table, (_, parts) in _parts(profile(profile_name)).items()]  # yapf: disable
+    return every if anew else [
+        (table, _missing(table, parts, profile_name)) for table, parts in every]
+
+
+def _parts(chosen: Profile) -> dict[str, tuple[Measure, list[Part]]]:
     """Each table's function and all its parts, in the order of its rows."""
+    every = [*chosen.runs, *chosen.further_seeds()]
     spans = [measurements.span(chosen, index) for index in range(chosen.seed_ranges)]
     plain = {name: name.partition("@")[0] for name in every}
     samplers = {name: [sampler_of(chosen.config(name))] for name in every}
-    if not chosen.live:
-        steps = FIGURES["fig02"].parameters["solver_steps"]
-        own = samplers[chosen.teacher]
-        own += [f"heun:{k}" for k in steps if f"heun:{k}" not in own]
+    steps, own = FIGURES["fig02"].parameters["solver_steps"], samplers[chosen.teacher]
+    own += [f"heun:{k}" for k in steps if f"heun:{k}" not in own]
     seeds = [(name, sampler, span) for name in every for sampler in samplers[name]
              for span in spans]  # yapf: disable
     curves = _curves, [(name, ) for name in every if plain[name] in TITLES]
@@ -120,7 +131,7 @@ def _keys(table: str, rows: pd.DataFrame) -> list[Part]:
     return list(rows[list(columns)].itertuples(index=False, name=None))
 
 
-def _measure(table: str, measure: Measure, todo: Sequence[Part], parts: Sequence[Part],
+def _measure(table: str, measure: Measure, parts: Sequence[Part], todo: Sequence[Part],
              profile_name: str) -> None:
     """Measure the parts `todo` side by side; after each the table, in the order of `parts`, is
     written with what it had of the others."""

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import figures
-from gdd.files import write_atomically
+from gdd.files import digest_of, write_atomically
 from gdd.profiles import Profile, profile
 from gdd.reading import open_regular, quoted
 
@@ -54,8 +54,12 @@ def stamp(chosen: Profile, name: str, against: str = "") -> str:
     """What a row of the run `name`, measured against images or against another run, is made of."""
     from gdd.training.start import digest  # imports torch, which who only loads does without
 
-    own = digest(chosen, name)
-    return f"{own}+{digest(chosen, against)}" if against in chosen.runs else own
+    parts = [digest(chosen, name)]
+    if against in chosen.runs:
+        parts.append(digest(chosen, against))
+    elif against == "data" and chosen.reference:  # else the data are the run's own
+        parts.append(digest_of(Path(chosen.reference).name))
+    return "+".join(parts)
 
 
 def load(file: Path, **options: Any) -> pd.DataFrame:

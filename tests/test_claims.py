@@ -9,7 +9,8 @@ from analysis.verdicts import OPEN
 
 
 def finals(**runs):
-    rows = [dict(run=run.replace("_", " "), training_seed=k, source="live", metric="FD", distance=d)
+    rows = [dict(run=run.replace("_", " "), training_seed=k, source="final", metric="FD",
+                 distance=d)
             for run, distances in runs.items() for k, d in enumerate(distances)]  # yapf: disable
     return pd.DataFrame(rows).replace({"GDD I": "GDD-I", "CD I": "CD-I", "GDD plus CD": "GDD + CD"})
 
@@ -119,7 +120,7 @@ def test_blocks_of_one_name_on_two_sides_and_other_models_are_kept_apart():
 
 
 def test_a_damaged_table_decides_nothing():
-    damaged = tables() | {"fig04_consistency": pd.DataFrame({"run": ["GDD"], "source": ["live"]})}
+    damaged = tables() | {"fig04_consistency": pd.DataFrame({"run": ["GDD"], "source": ["final"]})}
     found = scorecard(damaged).set_index("claim")
     assert found["verdict"]["3 freezing"] == ABSENT
     assert found["verdict"]["1 steps, rel"] == HOLDS

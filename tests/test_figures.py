@@ -135,7 +135,7 @@ def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
     from gdd.training.start import digest
 
     monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
-    assert figures.read_seeds("desk").empty
+    assert measurements.further("desk").empty
     (tmp_path / "desk").mkdir()
     todays = digest(profile("desk"), "gdd@1")
     both = f"{todays}+{digest(profile('desk'), 'k-step-1')}"
@@ -145,7 +145,7 @@ def test_seeds_of_another_config_are_not_read(tmp_path, monkeypatch):
     columns = ["run", "training_seed", "against", "digest", "distance"]
     table = pd.DataFrame(rows, columns=columns).assign(metric=measurements.metric("desk"))
     table.to_csv(tmp_path / "desk" / "seeds.csv", index=False)
-    assert figures.read_seeds("desk")["distance"].tolist() == [1.0, 4.0]
+    assert measurements.further("desk")["distance"].tolist() == [1.0, 4.0]
 
 
 def test_activation_plot_runs_from_red_to_blue_and_from_0_to_1():

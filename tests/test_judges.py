@@ -14,7 +14,6 @@ from analysis import (
     figures,
     judges,
     measurements,
-    notebooks,
     surveys,
     tables,
     verdicts,
@@ -161,10 +160,10 @@ def test_network_calls_are_counted(sampler):
     assert samplers.network_calls(sampler) == len(calls)
 
 
-def test_what_one_process_has_looked_at_another_does_not_make_again(monkeypatch):
+def test_what_one_process_has_looked_at_another_does_not_make_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)  # without a table it is measured
     monkeypatch.setattr(judges, "summaries", judges.summaries.__wrapped__)  # a process's own memory
     with judges.sharing():
-        measurements.look("gdd", "one-step", "desk", 0)
         before = measurements.distances([("gdd", "one-step")], "desk", seed_ranges=1)
         monkeypatch.setattr("analysis.fid.sources.generate", None)
         measurements.generated.cache_clear()
@@ -183,16 +182,36 @@ def test_features_of_real_pictures_outlive_the_process(monkeypatch, tmp_path):
     assert torch.equal(judges.real("desk", judge, "data").scatter, before.scatter)
 
 
-def test_images_that_several_notebooks_need_are_made_once_and_the_dearest_first(tmp_path):
-    tasks = [
-        notebooks.Task("fig02_rel_fid", "smoke", {}, ["teacher", "gdd", "k-step-4"], tmp_path),
-        notebooks.Task("fig04_consistency", "smoke", {}, ["gdd", "cd"], tmp_path)]
-    made = notebooks.images(tasks, 2, [6])
-    assert len(made) == len(set(made)) == 2 * 5
-    assert [sampler for _, sampler, _, _ in made[::2]] == [
-        "heun:18", "heun:6", "k-step:4", "one-step", "one-step"]
-    assert {index for *_, index in made} == {0, 1}
-    assert notebooks.images([], 2, [6]) == []
+def test_a_row_is_of_todays_reference():
+    other = replace(DESK, reference="checkpoints/other.npz")
+    stamps = {tables.stamp(chosen, "gdd", against) for chosen in (DESK, other)
+              for against in ("data", "k-step-1")}  # yapf: disable
+    assert len(stamps) == 3
+    assert tables.stamp(other, "gdd", "test") == tables.stamp(DESK, "gdd", "data")
+
+
+def test_what_a_table_has_is_not_measured_again(tmp_path, monkeypatch):
+    """A point is whole with all ranges, of today's run against today's student; else it is measured
+    anew, all of it."""
+    chosen, student = profile("smoke"), "k-step-1"
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    stamps = {"data": tables.stamp(chosen, "gdd"), student: tables.stamp(chosen, "gdd", student)}
+    kept = pd.DataFrame([{
+        "run": "gdd", "training_seed": 0, "sampler": "one-step", "kind": kind, "against": against,
+        "distance": 7.0, "metric": measurements.metric("smoke"), "n": chosen.n,
+        "seeds": measurements.span(chosen, index), "digest": stamps[against]}
+        for index in range(2) for kind, against in zip(
+            measurements.KINDS, ("data", student, student), strict=True)])  # yapf: disable
+    monkeypatch.setattr(measurements, "rows", lambda *_, **__: [{"distance": 1.0}])
+    points = [("gdd", "one-step"), ("gdd", "k-step:2")]
+    for change, ranges, wanted in (
+            (kept, 2, [7.0] * 6 + [1.0] * 2), (kept, 1, [7.0] * 3 + [1.0]), (kept, 3, [1.0] * 6),
+            (kept[kept["kind"] == "abs"], 2, [1.0] * 4), (kept.iloc[1:], 2, [1.0] * 4),
+            (kept.assign(digest="another"), 2, [1.0] * 4),
+            (kept.assign(metric="another"), 2, [1.0] * 4)):  # yapf: disable
+        tables.write(change, "seeds", "smoke")
+        found = measurements.distances(points, "smoke", student=student, seed_ranges=ranges)
+        assert found["distance"].tolist() == wanted
 
 
 def test_only_what_is_measured_over_all_ranges_is_shown(monkeypatch, tmp_path, capsys):
@@ -230,5 +249,3 @@ def test_figures_of_some_runs_leave_out_the_ablations(monkeypatch, tmp_path, cap
 def test_an_unknown_run_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="did you mean gdd@2 or gdd@1"):
         surveys.survey("desk", ["gdd@9"])
-    with pytest.raises(ValueError, match="run that"):
-        surveys.survey("desk", ["gdd"])  # its seed 0 comes with the package

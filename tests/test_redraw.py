@@ -66,7 +66,7 @@ def test_a_figure_is_redrawn_from_its_csv_alone(drawn, profile, name):
 def test_what_is_drawn_follows_the_csv(drawn, tmp_path):
     (tmp_path / "desk").mkdir()
     table = pd.read_csv(drawn / "desk" / "fig04_consistency.csv")
-    table.loc[table["source"] == "live", "distance"] *= 2
+    table.loc[table["source"] == "final", "distance"] *= 2
     table.to_csv(tmp_path / "desk" / "fig04_consistency.csv", index=False)
     assert redraw(tmp_path) == "fig04: fig04_consistency\n"
     before, after = (mpimg.imread(folder / "fig04_consistency.png")

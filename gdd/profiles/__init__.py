@@ -58,7 +58,7 @@ class Profile:
     classifiers: Mapping[str, Classifier] = field(default_factory=dict)
     mirror: bool = False  # whether its classifiers may see an image mirrored
     holdout: int = 5  # they never see every so-manieth: no divisor of a period in the classes
-    live: bool = True  # whether figures measure; else they read what `make seeds` measured
+    live: bool = True  # whether figures measure what seeds.csv lacks; else only `make seeds` does
     test: str = ""  # other images of the same kind, that no training sees
     files: tuple[str, ...] = ()  # public ones, beside those of its runs: of what judges
     reference: str = ""  # what generators are measured against, if not the data: statistics
