@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from analysis import measurements, tables
 from analysis.experiments import as_ready, obtain, train_missing
@@ -29,7 +30,7 @@ from analysis.nearest import measured_neighbours, nearest_table
 from analysis.plots import TITLES
 from gdd.profiles import Profile, profile, require
 from gdd.samplers import sampler_of
-from gdd.training.start import digest
+from gdd.training.start import RUNS, digest
 
 COLUMNS = {"seeds": ("sampler", "seeds"), "snapshots": ("images", "seeds")}
 Part = tuple[Any, ...]  # the name of a run, and what it has in its table's columns
@@ -134,17 +135,20 @@ def _keys(table: str, rows: pd.DataFrame) -> list[Part]:
 def _measure(table: str, measure: Measure, parts: Sequence[Part], todo: Sequence[Part],
              profile_name: str) -> None:
     """Measure the parts `todo` side by side; after each the table, in the order of `parts`, is
-    written with what it had of the others."""
+    written with what it has of the others, from another such command, too."""
     start, order = time.monotonic(), {_key(x, profile_name): k for k, x in enumerate(parts)}
-    kept = tables.read(table, profile_name)
+    guard = RUNS / profile(profile_name).name / ".tables.lock"  # of another such command
+    guard.parent.mkdir(parents=True, exist_ok=True)
     for part, found in as_ready(_measured, [(measure, part, profile_name) for part in todo]):
         found = found.assign(command=f"make seeds PROFILE={profile_name}")
         key = _key(part, profile_name)
-        others = kept[[other != key for other in _keys(table, kept)]] if len(kept) else kept
-        kept = pd.concat([others, found], ignore_index=True) if len(others) else found
-        places = [order.get(key, len(order)) for key in _keys(table, kept)]
-        kept = kept.iloc[pd.Series(places).argsort(kind="stable")].reset_index(drop=True)
-        tables.write(kept, table, profile_name)
+        with FileLock(guard):
+            kept = tables.read(table, profile_name)
+            others = kept[[other != key for other in _keys(table, kept)]] if len(kept) else kept
+            kept = pd.concat([others, found], ignore_index=True) if len(others) else found
+            places = [order.get(key, len(order)) for key in _keys(table, kept)]
+            kept = kept.iloc[pd.Series(places).argsort(kind="stable")].reset_index(drop=True)
+            tables.write(kept, table, profile_name)
         said = ", ".join(map(str, part))
         print(f"[{time.monotonic() - start:6.0f} s] measured {said} for {table}.csv", flush=True)
 

@@ -249,3 +249,22 @@ def test_figures_of_some_runs_leave_out_the_ablations(monkeypatch, tmp_path, cap
 def test_an_unknown_run_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="did you mean gdd@2 or gdd@1"):
         surveys.survey("desk", ["gdd@9"])
+
+
+def test_surveys_at_once_keep_each_others_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    monkeypatch.setattr(surveys, "RUNS", tmp_path)
+    chosen = profile("smoke")
+    parts = [(name, "one-step", measurements.span(chosen, 0)) for name in ("gdd", "gdd-i", "cd")]
+
+    def ready(_, arguments):
+        for _, part, name in arguments:
+            if part == parts[0]:  # while it is measured, another command measures the others
+                surveys._measure("seeds", None, parts, parts[1:], name)
+            found = {"run": part[0], "training_seed": 0, "sampler": part[1], "seeds": part[2],
+                     "digest": tables.stamp(chosen, part[0])}  # yapf: disable
+            yield part, pd.DataFrame([found])
+
+    monkeypatch.setattr(surveys, "as_ready", ready)
+    surveys._measure("seeds", None, parts, parts[:1], "smoke")
+    assert tables.read("seeds", "smoke")["run"].tolist() == ["gdd", "gdd-i", "cd"]

@@ -41,7 +41,7 @@ def test_a_profile_of_ones_own_goes_through_everything(tmp_path, monkeypatch):
     files = [f"{name}.{kind}" for name in pictures for kind in ("csv", "pdf", "png", "txt")]
     files += [f"table{k}.{kind}" for k in range(1, 7) for kind in ("csv", "md", "tex")]
     assert sorted(f.name for f in folder.iterdir()) == sorted([
-        "claims.csv", "index.html", "notebooks", *files])
+        "claims.csv", "curves.csv", "floor.csv", "seeds.csv", "index.html", "notebooks", *files])
     table = pd.read_csv(folder / "fig03_activations.csv")
     assert set(table["resolution"]) == {12, 6}
     assert (table["n"] == 8).all()
