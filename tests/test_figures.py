@@ -2,6 +2,7 @@
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import activation_plots, figures, gallery, notebooks, plots
-from gdd.profiles import presets, profiles
+from gdd.profiles import presets, profile, profiles
 from gdd.profiles.paper import TEACHERS
 
 mpl.use("Agg")
@@ -222,3 +223,27 @@ def test_an_explored_folder_has_a_name_that_fits(tmp_path):
         for most in (150, 151)}
     assert len(names) == 2
     assert max(map(len, names)) < 100
+
+
+@pytest.mark.parametrize(("options", "measured"), [
+    ({}, ("fig02", "fig04", "fig05")), ({"only": "fig04"}, ("fig04", )), ({"only": "fig03"}, ()),
+    ({"list": True}, ()), ({"profile": "cifar10-16"}, ()),
+    ({"profile": "cifar10-16", "fresh": True}, ()),
+    ({"fresh": True}, ("fig02", "fig04", "fig05")), ({"retrain": True}, None),
+    ({"only": "fig03", "retrain": True}, ("fig03", ))])  # yapf: disable
+def test_distances_are_measured_before_notebooks_that_show_them(options, measured, monkeypatch):
+    """What tables lack, or with --fresh and --retrain all of it; where that takes hours, only `make
+    seeds` measures."""
+    from analysis import experiments, surveys
+
+    calls = []
+    monkeypatch.setattr(experiments, "train_missing", lambda *_, **__: None)
+    monkeypatch.setattr(surveys, "measure", lambda *given, anew: calls.append((*given, anew)))
+    monkeypatch.setattr(figures, "_execute", lambda *_: None)
+    figures.main(figures.Figures(**{"profile": "smoke"} | options))
+    runs = profile("smoke").runs
+    patterns = [p for key in measured or () for p in figures.FIGURES[key].runs]
+    names = [run for run in runs if any(fnmatch(run, p) for p in patterns)]
+    anew = bool(options.keys() & {"fresh", "retrain"})
+    wanted = list(runs) if measured is None else names
+    assert calls == ([("smoke", wanted, anew)] if wanted else [])
