@@ -200,7 +200,7 @@ def obtain(name: str, profile_name: str) -> Run:
 def _path(name: str, profile_name: str) -> Path:
     chosen = profile(profile_name)
     chosen.config(name)  # an unknown name is refused
-    if name in chosen.networks and name not in chosen.runs:  # a public teacher
+    if name in chosen.public:
         return download.require_file(name)
     if finished(chosen, name) is None:
         train_missing([name], profile_name)

@@ -148,8 +148,8 @@ def main(args: Figures) -> None:
             experiments.train_missing(needed, args.profile, anew=anew)
             judged = _runs(chosen, *(figure for figure in figures.values() if figure.judged))
             if args.retrain or (chosen.live and judged):
-                surveys.measure(args.profile, needed if args.retrain else judged, anew=args.retrain
-                                or args.fresh)
+                names = [*chosen.public, *(needed if args.retrain else judged)]
+                surveys.measure(args.profile, names, anew=args.retrain or args.fresh)
         _execute(figures, args, parameters)
 
 

@@ -42,15 +42,15 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     tables; `retrain` makes them anew, and without `runs` what they start from too. Raises
     ValueError on an unknown run."""
     chosen = profile(profile_name)
-    every = [*chosen.runs, *chosen.further_seeds()]
+    every = _names(chosen)
     for name in runs:
         require(name, every, f"run that `make seeds PROFILE={profile_name}` measures,")
     names = [name for name in every if name in runs or not runs]
     missing = {part[0] for _, todo in _todo(profile_name, names, retrain) for part in todo}
     anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
     if missing:  # and the student, whose images rel-distances are taken to
-        train_missing([name for name in every if name in missing], profile_name,
-                      anew=anew if retrain else ())
+        train_missing([name for name in every if name in missing.difference(chosen.public)],
+                      profile_name, anew=anew if retrain else ())
         train_missing([measurements.student_of(chosen)], profile_name)
     measure(profile_name, names, anew=retrain)
     keys = ["metric", "run", "training_seed", "kind"]
@@ -78,9 +78,14 @@ def _todo(profile_name: str, names: Sequence[str], anew: bool) -> list[tuple[str
         (table, _missing(table, parts, profile_name)) for table, parts in every]
 
 
+def _names(chosen: Profile) -> list[str]:
+    """All that is measured, in the order of a table's rows."""
+    return [*chosen.public, *chosen.runs, *chosen.further_seeds()]
+
+
 def _parts(chosen: Profile) -> dict[str, tuple[Measure, list[Part]]]:
     """Each table's function and all its parts, in the order of its rows."""
-    every = [*chosen.runs, *chosen.further_seeds()]
+    every = _names(chosen)
     spans = [measurements.span(chosen, index) for index in range(chosen.seed_ranges)]
     plain = {name: name.partition("@")[0] for name in every}
     samplers = {name: [sampler_of(chosen.config(name))] for name in every}

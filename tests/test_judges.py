@@ -21,7 +21,7 @@ from analysis import (
 from analysis.fid import swd
 from analysis.nearest import nearest
 from gdd import samplers, sampling
-from gdd.profiles import profile
+from gdd.profiles import profile, profiles
 from gdd.profiles.digits import DESK
 from gdd.training.start import digest
 
@@ -268,3 +268,13 @@ def test_surveys_at_once_keep_each_others_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(surveys, "as_ready", ready)
     surveys._measure("seeds", None, parts, parts[:1], "smoke")
     assert tables.read("seeds", "smoke")["run"].tolist() == ["gdd", "gdd-i", "cd"]
+
+
+@pytest.mark.parametrize("name", profiles())
+def test_every_profile_has_points_of_its_teacher_and_of_all_runs(name):
+    chosen = profile(name)
+    points = {part[:2] for part in surveys._parts(chosen)["seeds"][1]}
+    steps = figures.FIGURES["fig02"].parameters["solver_steps"]
+    assert {(chosen.teacher, f"heun:{k}") for k in steps} <= points
+    assert {run for run, _ in points} == {
+        *chosen.public, *chosen.runs, *chosen.further_seeds()}  # yapf: disable

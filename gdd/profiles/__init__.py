@@ -76,12 +76,17 @@ class Profile:
         """Of `run`, or of `run@2`, the same with training seed 2. Raises ValueError listing
         names."""
         name, _, seed = run.partition("@")
-        if name in self.networks and name not in self.runs:  # a public teacher
+        if name in self.public:
             return TrainConfig(objective="edm", data=self.data)
         known = require(name, self.runs, f"run of profile {self.name}")
         if seed and not seed.isdecimal():
             raise ValueError(f"a training seed is a number, as in {name}@1; got {run!r}")
         return replace(known, seed=int(seed)) if seed else known
+
+    @property
+    def public(self) -> tuple[str, ...]:
+        """Teachers whose weights are downloaded and not trained."""
+        return tuple(name for name in self.networks if name not in self.runs)
 
     @property
     def splits(self) -> tuple[str, ...]:
