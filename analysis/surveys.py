@@ -62,9 +62,12 @@ def measure(profile_name: str, names: Sequence[str], *, anew: bool = False) -> N
     """Measure what the tables lack of trained runs, or with `anew` all of it, and write them."""
     chosen = profile(profile_name)
     parts = _parts(chosen)
+    todo = _todo(profile_name, names, anew)
+    if not any(missing for _, missing in todo):
+        print("distances: seeds.csv has them all", flush=True)
     with sharing() if chosen.live else nullcontext():  # else features are kept on disk for good
-        for table, todo in _todo(profile_name, names, anew):
-            _measure(table, *parts[table], todo, profile_name)
+        for table, missing in todo:
+            _measure(table, *parts[table], missing, profile_name)
         if anew or tables.read("floor", profile_name).empty:
             floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
             tables.write(floor, "floor", profile_name)
