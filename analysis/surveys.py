@@ -46,7 +46,7 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     for name in runs:
         require(name, every, f"run that `make seeds PROFILE={profile_name}` measures,")
     names = [name for name in every if name in runs or not runs]
-    missing = {part[0] for _, todo in _todo(profile_name, names, retrain) for part in todo}
+    missing = {part[0] for *_, todo in _todo(profile_name, names, retrain) for part in todo}
     anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
     if missing:  # and the student, whose images rel-distances are taken to
         train_missing([name for name in every if name in missing.difference(chosen.public)],
@@ -60,25 +60,26 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
 
 def measure(profile_name: str, names: Sequence[str], *, anew: bool = False) -> None:
     """Measure what the tables lack of trained runs, or with `anew` all of it, and write them."""
-    chosen = profile(profile_name)
-    parts = _parts(chosen)
-    todo = _todo(profile_name, names, anew)
-    if not any(missing for _, missing in todo):
+    chosen, todo = profile(profile_name), _todo(profile_name, names, anew)
+    if not any(missing for *_, missing in todo):
         print("distances: seeds.csv has them all", flush=True)
     with sharing() if chosen.live else nullcontext():  # else features are kept on disk for good
-        for table, missing in todo:
-            _measure(table, *parts[table], missing, profile_name)
+        for work in todo:
+            _measure(*work, profile_name)
         if anew or tables.read("floor", profile_name).empty:
             floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
             tables.write(floor, "floor", profile_name)
 
 
-def _todo(profile_name: str, names: Sequence[str], anew: bool) -> list[tuple[str, list[Part]]]:
-    """Each table with the parts that are to be measured."""
-    every = [(table, [part for part in parts if part[0] in names])
-             for table, (_, parts) in _parts(profile(profile_name)).items()]  # yapf: disable
-    return every if anew else [
-        (table, _missing(table, parts, profile_name)) for table, parts in every]
+def _todo(profile_name: str, names: Sequence[str],
+          anew: bool) -> list[tuple[str, Measure, list[Part], list[Part]]]:
+    """Each table with its function, its parts, and those of them that are to be measured."""
+    found = []
+    for table, (function, parts) in _parts(profile(profile_name)).items():
+        asked = [part for part in parts if part[0] in names]
+        missing = asked if anew else _missing(table, asked, profile_name)
+        found.append((table, function, parts, missing))
+    return found
 
 
 def _names(chosen: Profile) -> list[str]:
