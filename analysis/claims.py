@@ -2,14 +2,16 @@
 holds. Nothing but the tables decides.
 
 A comparison of two generators holds, or does not, where the intervals over their training seeds
-(`analysis.verdicts`) lie apart; it is not decided where they touch or where there is one seed.
+(`analysis.verdicts`) lie apart; it is not decided where they touch or where there is one seed. The
+verdict is the first judge's of the profile; what the others say stands beside it.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from analysis.plots import TITLES
 from analysis.verdicts import HIGHER, LOWER, OPEN, intervals, verdict
 from gdd.reading import quoted
 
@@ -18,7 +20,7 @@ STEADY = 1.25  # a distance that changes by less than this factor "hardly moves"
 EXTENT = 1.5  # least ratio of a block's largest to its smallest activation that makes a peak
 SPREAD = 0.25  # least share of peaks outside the third of the ladder that has most of them
 CLEAR = 0.5  # least rank correlation that gives a direction
-Tables = Mapping[str, pd.DataFrame]  # by the figure's name, such as fig02_rel_fid
+Tables = Mapping[str, pd.DataFrame]  # by the figure's name, such as fig02_rel_fid; seeds
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,26 @@ def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Findi
         table = _finals(tables)
         if table is None:
             return Finding(ABSENT, "Figure 4 has not been made")
-        return _ratio(table, one, other, wanted)
+        found = _ratio(table, one, other, wanted)
+        others = {judge: _ratio(rows, one, other, wanted)
+                  for judge, rows in _other_judges(tables, table)}  # yapf: disable
+        return _with_others(found, others)
 
     return check
+
+
+def _other_judges(tables: Tables, first: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Distances to the data by each judge that is not the one of the table `first`."""
+    seeds = tables.get("seeds", pd.DataFrame(columns=["run", "against", "metric"]))
+    seeds = seeds[(seeds["against"] == "data") & ~seeds["metric"].isin(first["metric"])]
+    named = seeds.assign(run=seeds["run"].replace(TITLES), images=0)
+    yield from named.groupby("metric", sort=False)
+
+
+def _with_others(found: Finding, others: Mapping[str, Finding]) -> Finding:
+    said = [f"{other.verdict} by {judge}: {other.here}" for judge, other in others.items()
+            if other.verdict != ABSENT]  # yapf: disable
+    return replace(found, here="; ".join([found.here, *said]))
 
 
 def _points(tables: Tables, panel: str, kind: str, least: float) -> pd.DataFrame:
@@ -128,15 +147,25 @@ def _teacher(tables: Tables) -> Finding:
     teacher, finals = table.iloc[0], _finals(tables)
     if finals is None or "GDD" not in set(finals["run"]):
         return Finding(ABSENT, "no rows of GDD")
-    row = intervals(finals).set_index("run").loc["GDD"]
+    sampler = f"heun:{(teacher['nfe'] + 1) / 2:.0f}"
+    others = {}
+    for judge, rows in _other_judges(tables, finals):
+        theirs = rows[(rows["run"] == teacher["run"]) & (rows["sampler"] == sampler)]
+        if len(theirs) and "GDD" in set(rows["run"]):
+            others[judge] = _beside(rows, theirs["distance"].mean())
+    found = _beside(finals, teacher["distance"])
+    return _with_others(replace(found, here=f"{found.here} at NFE {teacher['nfe']:.0f}"), others)
+
+
+def _beside(table: pd.DataFrame, teacher: float) -> Finding:
+    """GDD of a table beside its teacher's distance."""
+    row = intervals(table).set_index("run").loc["GDD"]
     if row["training_seeds"] < 2:
         said = OPEN
     else:
-        said = HOLDS if row["high"] < teacher["distance"] else (
-            FAILS if row["low"] > teacher["distance"] else OPEN)
-    here = f"{_said('GDD', row)}, teacher {teacher['distance']:.3g} at NFE {teacher['nfe']:.0f}"
-    return Finding(said, here, row["mean"] / teacher["distance"], row["low"] / teacher["distance"],
-                   row["high"] / teacher["distance"], int(row["training_seeds"]))
+        said = HOLDS if row["high"] < teacher else FAILS if row["low"] > teacher else OPEN
+    return Finding(said, f"{_said('GDD', row)}, teacher {teacher:.3g}", row["mean"] / teacher,
+                   row["low"] / teacher, row["high"] / teacher, int(row["training_seeds"]))
 
 
 def _peaks(tables: Tables) -> Finding:

@@ -244,9 +244,11 @@ def write_pages(folder: Path, profile_name: str) -> None:
         raise ValueError(
             f"no notebook makes {', '.join(orphans)} in {folder} any more; delete them")
     if own:
-        tables.write(claims.scorecard(tables.of_figures(profile_name)), "claims", profile_name)
-    gallery.write_page(folder, f"Figures, {chosen.title}")
-    gallery.write_index(FIGURES_FOLDER, {p.name: p.title for p in (*profiles().values(), chosen)})
+        found = tables.of_figures(profile_name) | {"seeds": tables.read("seeds", profile_name)}
+        tables.write(claims.scorecard(found), "claims", profile_name)
+    gallery.write_page(folder, f"Figures, {chosen.title} ({chosen.name})")
+    titles = {p.name: f"{p.title} ({p.name})" for p in (*profiles().values(), chosen)}
+    gallery.write_index(FIGURES_FOLDER, titles)
 
 
 def _parameters(pairs: list[str], figures: Mapping[str, Figure]) -> dict[str, Any]:

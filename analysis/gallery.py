@@ -131,7 +131,7 @@ def _samples(folder: Path) -> str:
                 f"<code>make figures PROFILE={paper.name} ONLY=fig05</code>")
             cells = paper.pages + place, html.escape(paper.title), model, how
             rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+    return f'<div class="wide"><table class="card">{"".join(rows)}</table></div>'
 
 
 def _heading(notebook: Path) -> str:

@@ -2,7 +2,7 @@
 
 seeds.csv       every run, with all its training seeds, by every judge
 curves.csv      what Figure 4's runs logged while they were trained
-snapshots.csv   the averages of students along their training, by every judge
+snapshots.csv   the averages of students before the end of their training, by every judge
 memory.csv      how near their images are to the nearest training picture
 neighbours.csv  those that are nearest, beside that picture
 floor.csv       what sampling noise alone amounts to
@@ -102,8 +102,7 @@ def _parts(chosen: Profile) -> dict[str, tuple[Measure, list[Part]]]:
         return {"curves": curves, "seeds": (_seeds, seeds)}
     students = [name for name in every if plain[name] in ("gdd", "gdd-i")]
     shown = [(name, ) for name in (chosen.teacher, *students)]
-    along = {name: (*chosen.snapshots, chosen.config(name).total_images) for name in students}
-    snapshots = [(name, images, span) for name in students for images in along[name]
+    snapshots = [(name, images, span) for name in students for images in chosen.snapshots
                  for span in spans]  # yapf: disable
     first = [part for part in shown if part[0] in chosen.runs]
     return {  # what takes minutes first: figures of a run with all its distances need it

@@ -63,6 +63,34 @@ def test_the_papers_own_world():
     assert row["training_seeds"] == 2
 
 
+def judged(**runs):
+    """What `make seeds` writes of a further judge, by run and training seed."""
+    rows = [dict(run=run.replace("_", "-"), training_seed=k, sampler=sampler, against="data",
+                 metric="Other", n=9, distance=d) for run, distances in runs.items()
+            for sampler in ["heun:18" if run == "teacher" else "one-step"]
+            for k, d in enumerate(distances)]  # yapf: disable
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("gdd", "frozen", "ahead"), [([5.0, 6.0], FAILS, HOLDS),
+                                                      ([7.5, 9.0], OPEN, OPEN),
+                                                      ([9.5, 9.6], HOLDS, FAILS)])
+def test_further_judges_speak_beside_the_first_that_decides(gdd, frozen, ahead):
+    seeds = judged(gdd=gdd, gdd_i=[7.0, 8.0], teacher=[9.0])
+    coarse = judged(teacher=[99.0]).assign(sampler="heun:2")  # not the sampler of Figures 5 to 19
+    other_set = judged(gdd=[99.0, 99.0], gdd_i=[1.0, 1.0]).assign(against="test")
+    seeds = pd.concat([seeds, coarse, other_set])
+    found = scorecard(tables() | {"seeds": seeds}).set_index("claim")
+    pair = found.loc["3 freezing"]
+    assert pair["verdict"] == HOLDS
+    assert f"; {frozen} by Other: GDD-I 7.5 (7 to 8), GDD " in pair["here"]
+    teacher = found.loc["2 teacher"]
+    assert teacher["verdict"] == HOLDS
+    assert f" at NFE 35; {ahead} by Other: GDD " in teacher["here"]
+    assert teacher["here"].endswith("teacher 9")
+    assert "Other" not in found["here"]["4 CD-I"]  # which it has not judged
+
+
 @pytest.mark.parametrize(("claim", "table", "where", "value", "said"), [
     ("1 steps, rel", "fig02_rel_fid", dict(panel="A1", kind="rel", x=4.0), 0.1, FAILS),
     ("1 steps, rel", "fig02_rel_fid", dict(panel="A1", kind="rel", x=4.0), 1.05, OPEN),

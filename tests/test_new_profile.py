@@ -84,7 +84,7 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     assert set(seeds["against"]) == {"data", "test", "k-step-1"}
     counted = seeds.groupby(["run", "training_seed", "sampler", "metric", "kind", "against"]).size()
     assert (counted == 2).all()  # ranges of sampling seeds
-    assert along.groupby("images").size().to_dict() == {80: 32, 160: 32}
+    assert along.groupby("images").size().to_dict() == {80: 32}
     assert set(memory["run"]) == {"edm", "gdd", "gdd-i"}
     assert memory[memory["of"] == "held-out"]["share_below"].between(0, 0.05).all()
     curves, near = (pd.read_csv(folder / f"{name}.csv") for name in ("curves", "neighbours"))
