@@ -120,7 +120,7 @@ def _figure(picture: Path) -> str:
 def _samples(folder: Path) -> str:
     """Where each of the paper's pages of samples is, or how it is made: its weights and data are
     not ours to ship."""
-    rows = ["<tr><th>figure</th><th>data set</th><th>model</th><th></th></tr>"]
+    rows = ["<tr><th></th><th>data set</th><th>model</th><th></th></tr>"]
     for paper in sorted((p for p in profiles().values() if p.pages), key=lambda p: p.pages):
         page = folder.parent / paper.name / "fig05_19_samples.png"
         there = f'<a href="../{paper.name}/index.html#fig05_19_samples">made here</a>'
@@ -129,7 +129,7 @@ def _samples(folder: Path) -> str:
             how = there if page.is_file() else (
                 f"not made here: <code>python -m gdd {first}</code>, then "
                 f"<code>make figures PROFILE={paper.name} ONLY=fig05</code>")
-            cells = paper.pages + place, html.escape(paper.title), model, how
+            cells = f"Figure {paper.pages + place}", html.escape(paper.title), model, how
             rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f'<div class="wide"><table class="card">{"".join(rows)}</table></div>'
 

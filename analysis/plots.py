@@ -80,9 +80,12 @@ def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_floor(distance: float, *, ax: Axes) -> Axes:
-    """What sampling noise alone amounts to, as a dotted line; nothing if that is NaN, since it was
-    not measured."""
-    if not np.isnan(distance):
+    """What sampling noise alone amounts to, as a dotted line, or as a number if it lies a decade
+    below all that is drawn already; nothing if that is NaN, since it was not measured."""
+    if distance < ax.get_ylim()[0] / 10:
+        ax.annotate(f"floor {distance:.2g} \N{DOWNWARDS ARROW}", (0.02, 0.03),
+                    xycoords="axes fraction", color=COLORS["teacher"], fontsize="small")
+    elif not np.isnan(distance):
         ax.axhline(distance, color=COLORS["teacher"], linestyle=":", linewidth=1, label="floor")
     return ax
 
