@@ -249,11 +249,12 @@ def test_names_families_and_probabilities(weights, pictures):
                                       "abc", ]
 
 
-def test_a_timm_network_from_a_file(tmp_path):
-    network = timm.create_model("test_vit", pretrained=False)
-    save_file(network.state_dict(), tmp_path / "test_vit.safetensors")
-    found = extractor("timm:test_vit", folder=tmp_path)
-    images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_a_timm_network_from_a_file(name, tmp_path):
+    network = timm.create_model(name, pretrained=False)
+    save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+    found = extractor(f"timm:{name}", folder=tmp_path)
+    images = torch.randint(0, 256, (timm_networks.AT_ONCE + 3, 3, 20, 20), dtype=torch.uint8)
     size = network.pretrained_cfg["input_size"][-1]
     x = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True).clip(
         0, 255) / 255
@@ -264,7 +265,7 @@ def test_a_timm_network_from_a_file(tmp_path):
                                              pre_logits=True)
     assert torch.allclose(found(images), wanted, atol=1e-4)
     assert found.classify(images) is None
-    assert found.identity == extractor("timm:test_vit", folder=tmp_path).identity
+    assert found.identity == extractor(f"timm:{name}", folder=tmp_path).identity
 
 
 def test_what_cannot_be_had_is_named(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from analysis.features.extractor import Extractor, family, rgb
 TIMM_NAMES = {"clip": "vit_base_patch32_clip_224.openai",
               "dinov2": "vit_large_patch14_dinov2.lvd142m",
               "lite2": "tf_efficientnet_lite2"}  # yapf: disable
+AT_ONCE = 64  # images; a CPU's cache holds the maps of no more
 
 
 def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
@@ -41,7 +42,7 @@ def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
             network = timm.create_model(model, pretrained=True, **options)
     except RuntimeError as error:  # an unknown name, or weights of another network
         raise ValueError(f"features {name}: {str(error).splitlines()[0]}") from None
-    network = network.to(device).eval()
+    network = network.to(device, memory_format=torch.channels_last).eval()
     size = 224 if "img_size" in options else network.pretrained_cfg["input_size"][-1]
     if at:
         size = int(pixels)
@@ -51,7 +52,9 @@ def timm_network(name: str, device: torch.device, folder: Path) -> Extractor:
     def features(images: Tensor) -> Tensor:
         x = F.interpolate(rgb(images), size=(size, size), mode="bicubic", antialias=True).clip(
             0, 255)
-        return network(((x - mean) / std).to(device)).flatten(1)
+        x = ((x - mean) / std).to(device, memory_format=torch.channels_last)
+        parts = x.split(AT_ONCE) if device.type == "cpu" else [x]
+        return torch.cat([network(part).flatten(1) for part in parts])
 
     state = hashlib.sha256()
     for tensor in network.state_dict().values():
