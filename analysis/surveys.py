@@ -48,10 +48,9 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
     names = [name for name in every if name in runs or not runs]
     missing = {part[0] for *_, todo in _todo(profile_name, names, retrain) for part in todo}
     anew = {*runs} if runs else {*chosen.classifiers, *chosen.runs, *every}
-    if missing:  # and the student, whose images rel-distances are taken to
+    if missing:
         train_missing([name for name in every if name in missing.difference(chosen.public)],
                       profile_name, anew=anew if retrain else ())
-        train_missing([measurements.student_of(chosen)], profile_name)
     measure(profile_name, names, anew=retrain)
     keys = ["metric", "run", "training_seed", "kind"]
     seeds = tables.read("seeds", profile_name)
@@ -59,9 +58,12 @@ def survey(profile_name: str, runs: Sequence[str] = (), *, retrain: bool = False
 
 
 def measure(profile_name: str, names: Sequence[str], *, anew: bool = False) -> None:
-    """Measure what the tables lack of trained runs, or with `anew` all of it, and write them."""
+    """Measure what the tables lack of trained runs, or with `anew` all of it, and write them; the
+    student is trained first, if it is not yet."""
     chosen, todo = profile(profile_name), _todo(profile_name, names, anew)
-    if not any(missing for *_, missing in todo):
+    if any(missing for *_, missing in todo):  # and what rel-distances are taken to
+        train_missing([measurements.student_of(chosen)], profile_name)
+    else:
         print("distances: seeds.csv has them all", flush=True)
     with sharing() if chosen.live else nullcontext():  # else features are kept on disk for good
         for work in todo:
