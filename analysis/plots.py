@@ -119,11 +119,15 @@ def plot_curves(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def _log_axis(ax: Axes) -> None:
-    """Logarithmic y with plain numbers at 1, 2, 5, 10 ..."""
+    """Logarithmic y with plain numbers at 1, 2, 5, 10 ..., and more of them on a short one."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(_log_locator(*ax.get_ylim()))
     ax.yaxis.set_major_formatter(PLAIN)
     ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _log_locator(low: float, high: float) -> LogLocator:
+    return LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 5, 7))
 
 
 def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, np.ndarray]:
@@ -142,18 +146,20 @@ def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, np.ndarray]:
 def plot_intervals(table: pd.DataFrame, *, teacher: float, floor: float,
                    ax: Axes | None = None) -> Axes:
     """A dot per `run` at its `mean`, a bar from `low` to `high`, one below the other; beside them
-    the teacher (dashed) and the floor (dotted). All of one `metric`."""
+    the teacher (dashed) and, if it is not a decade below them, the floor (dotted). All of one
+    `metric`."""
     ax = ax or plt.gca()
     places = range(len(table))
     span = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
     ax.errorbar(table["mean"], places, xerr=span, color=COLORS["abs"], marker="o", linestyle="none",
                 capsize=2)
     ax.axvline(teacher, color=COLORS["teacher"], linestyle="--", linewidth=1)
-    ax.axvline(floor, color=COLORS["teacher"], linestyle=":", linewidth=1)
+    if floor > table["low"].min() / 10:
+        ax.axvline(floor, color=COLORS["teacher"], linestyle=":", linewidth=1)
     ax.set_yticks(places, table["run"])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(_log_locator(*ax.get_xlim()))
     ax.xaxis.set_major_formatter(PLAIN)
     ax.xaxis.set_minor_locator(NullLocator())
     return ax

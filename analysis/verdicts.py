@@ -38,13 +38,19 @@ def verdict(one: pd.Series, other: pd.Series) -> str:
 
 def ablations(profile_name: str) -> pd.DataFrame:
     """A row per ablation of the profile, run, judge and reference, at equal images; `verdict` is of
-    its distance beside that of `beside`, the first run that starts or is frozen as it does."""
+    its distance beside that of `beside`, the first run that starts or is frozen as it does. Left
+    out are ablations of which too little is measured yet: one run, or what another one compares."""
     chosen = profile(profile_name)
     found = intervals(at_images(profile_name))
-    rows = []
+    rows: list[dict] = []
+    shown: list[set[str]] = []
     for ablation, runs in chosen.ablations.items():
         images = min(chosen.runs[run].total_images for run in runs)
         part = found[found["run"].isin(runs) & (found["images"] == images)]
+        measured = set(part["run"])
+        if len(measured) < 2 or any(measured <= other for other in shown):
+            continue
+        shown.append(measured)
         part = part.sort_values("run", key=lambda names: names.map(runs.index), kind="stable")
         for _, row in part.iterrows():
             first = beside(chosen, runs, row["run"])

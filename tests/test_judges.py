@@ -126,6 +126,17 @@ def test_a_run_is_beside_the_first_that_is_frozen_as_it_is():
     assert verdicts.beside(chosen, runs, "gdd-from-random") == "gdd"
 
 
+@pytest.mark.parametrize(("more", "shown"), [([], ["freezing"]),
+                                             (["gdd-i-sibling"], ["backbone", "freezing"]),
+                                             (["gdd-from-random"], ["freezing", "pre-training"]),
+                                             (["gdd-i-224"], ["freezing"])])
+def test_an_ablation_is_shown_once_it_compares_something_of_its_own(more, shown, monkeypatch):
+    """GDD and GDD-I are in several of them."""
+    known = pd.concat(rows(run, 1.0, 2.0).assign(images=51_200) for run in ("gdd", "gdd-i", *more))
+    monkeypatch.setattr(verdicts, "at_images", lambda _: known)
+    assert list(verdicts.ablations("cifar10-16")["ablation"].unique()) == shown
+
+
 @pytest.mark.parametrize(("content", "message"),
                          [(b"", "is no table"), (b"\xff\xfe\x00", "is no table"),
                           (b'a,b\n1,2,3\n"', "is no table"),
