@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from gdd.profiles import Profile
 
 _MOST_TEXT, _MOST_NUMBER = 1000, 1_000_000  # characters and size of a parameter
-# of every process, unless it is set; bytes that glibc keeps, else every result comes page by page
-_USUAL = {"MPLBACKEND": "Agg", "MALLOC_TRIM_THRESHOLD_": f"{1 << 30}",
-          "MALLOC_MMAP_THRESHOLD_": f"{1 << 25}"}  # yapf: disable
 FIGURES_FOLDER = Path(os.environ.get("GDD_FIGURES", ROOT / "figures"))
 
 
@@ -111,7 +108,8 @@ def main(args: Figures) -> None:
     keys = asked or [key for key in FIGURES if key != "ablations" or chosen.ablations]
     figures = {key: require(key, FIGURES, "figure") for key in keys}
     parameters = _parameters(args.param, figures)
-    os.environ |= _USUAL | os.environ | {"GDD_DEVICE": args.device, "JUPYTER_PREFER_ENV_PATH": "1"}
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ |= {"GDD_DEVICE": args.device, "JUPYTER_PREFER_ENV_PATH": "1"}
 
     if args.redraw:
         return _redraw(figures, args.profile)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from gdd.cli import KEPT, mallopt
 from gdd.training.memory import Peak
 
 FULL = "CI" not in os.environ  # in CI small and without bars: it shows that the command runs
@@ -38,6 +39,22 @@ def medians(*works: Work, repeats: int = 3) -> list[float]:
         work()
     rounds = [[timed(work)[0] for work in works] for _ in range(repeats if FULL else 1)]
     return [median(times) for times in zip(*rounds, strict=True)]
+
+
+def as_command(work: Callable[..., Any]) -> Callable[..., Any]:
+    """With freed memory kept, as in all commands of the toolkit. What is timed beside it meets
+    malloc as glibc has it after some large results: they come from the kernel from 32 MB on, and
+    the top of the heap goes back to it from 64 MB on."""
+    def run(*arguments: Any) -> Any:
+        for number, size in KEPT.values():
+            mallopt(number, size)
+        try:
+            return work(*arguments)
+        finally:
+            for (number, _), size in zip(KEPT.values(), (1 << 25, 1 << 26), strict=True):
+                mallopt(number, size)
+
+    return run
 
 
 def peak_bytes(work: Work, known: Iterable[Tensor] = ()) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import machine
-from benchmarks.clock import FULL, medians, operations
+from benchmarks.clock import FULL, as_command, medians, operations
 from benchmarks.row import Row
 from gdd.denoiser import Denoiser
 from gdd.profiles import profile
@@ -116,7 +116,8 @@ def _whole_sampler() -> Iterator[Row]:
     n, steps = (32, 18) if FULL else (2, 3)
     shape = (denoiser.channels, denoiser.resolution, denoiser.resolution)
     latents, _ = draw_latents(range(n), shape)
-    work = f"EDM Heun {steps} steps, {n} images, {denoiser.num_parameters() / 1e6:.1f}M weights"
+    weights = f"{denoiser.num_parameters() / 1e6:.1f}M weights"
+    work = f"EDM Heun {steps} steps, {n} images, {weights}, as a command"
 
     def ours() -> Tensor:
         return next(generate(denoiser, range(n), sampler=f"heun:{steps}"))
@@ -127,7 +128,8 @@ def _whole_sampler() -> Iterator[Row]:
     name, pipeline = _diffusers_pipeline(denoiser)
     calls = 2 * steps - 1
     peers = [lambda: pipeline(batch_size=n, num_inference_steps=calls)] if pipeline else []
-    seconds, textbook, call, *peer = medians(ours, plain, lambda: denoiser(latents, 1.0), *peers)
+    seconds, textbook, call, *peer = medians(as_command(ours), plain,
+                                             as_command(lambda: denoiser(latents, 1.0)), *peers)
     within = f"{calls} network calls take {min(calls * call / seconds, 1):.0%} of ours"
     yield Row(work, "textbook loop", seconds, textbook, target=1.3, reason=within, error=_relative(
         ours(), plain()))
@@ -159,8 +161,8 @@ def _one_step() -> Iterator[Row]:
             pipeline(batch_size=len(part), num_inference_steps=1)
 
     peers = [theirs] if pipeline else []
-    seconds, textbook, drawing, *peer = medians(ours, plain, draw, *peers)
-    work = f"one-step generator, {n:,} images of {shape[-1]}x{shape[-1]}"
+    seconds, textbook, drawing, *peer = medians(as_command(ours), plain, draw, *peers)
+    work = f"one-step generator, {n:,} images of {shape[-1]}x{shape[-1]}, as a command"
     held = f"a stream of noise per image takes {drawing / seconds:.0%}, the network the rest"
     yield Row(work, "textbook loop, one stream of noise", seconds, textbook, target=1.3,
               reason=held)

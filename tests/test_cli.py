@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import platform
 import re
 import runpy
 import shlex
@@ -526,3 +527,29 @@ def test_an_out_that_is_no_plain_file_is_left_as_it_is(name, kind, tmp_path):
     assert "target.zip" in line
     assert (target.lstat().st_ino, target.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(("name", "kept"), [("", True), ("MALLOC_MMAP_THRESHOLD_", False)])
+def test_freed_memory_is_kept_unless_a_variable_says_otherwise(name, kept):
+    code = """if True:
+        import ctypes, resource
+        from gdd import cli
+        cli.keep_freed_memory()
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        def fill():
+            place = ctypes.c_void_p(libc.malloc(1 << 26))
+            libc.memset(place, 1, ctypes.c_size_t(1 << 26))
+            libc.free(place)
+        fill()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            fill()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    variables |= {name: "131072"} if name else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          env=variables, check=True)
+    pages = 4 * (1 << 26) // os.sysconf("SC_PAGE_SIZE")
+    assert (int(done.stdout) < pages / 10) == kept, done.stdout
