@@ -145,21 +145,26 @@ def _means(rows: pd.DataFrame, x: str) -> tuple[pd.Series, np.ndarray]:
 
 def plot_intervals(table: pd.DataFrame, *, teacher: float, floor: float,
                    ax: Axes | None = None) -> Axes:
-    """A dot per `run` at its `mean`, a bar from `low` to `high`, one below the other; beside them
-    the teacher (dashed) and, if it is not a decade below them, the floor (dotted). All of one
-    `metric`."""
+    """A dot per `run` at its `mean`, hollow if it has one training seed, a bar from `low` to
+    `high`, one below the other; beside them the teacher (dashed) and, if it is not a decade below
+    them, the floor (dotted). All of one `metric`."""
     ax = ax or plt.gca()
     places = range(len(table))
     span = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
     ax.errorbar(table["mean"], places, xerr=span, color=COLORS["abs"], marker="o", linestyle="none",
                 capsize=2)
+    single = np.flatnonzero(table["training_seeds"] == 1)
+    ax.plot(table["mean"].iloc[single], single, color=COLORS["abs"], marker="o", linestyle="none",
+            markerfacecolor="white", zorder=3)
     ax.axvline(teacher, color=COLORS["teacher"], linestyle="--", linewidth=1)
     if floor > table["low"].min() / 10:
         ax.axvline(floor, color=COLORS["teacher"], linestyle=":", linewidth=1)
     ax.set_yticks(places, table["run"])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(_log_locator(*ax.get_xlim()))
+    low, high = ax.get_xlim()
+    wide = LogLocator(subs=(1, 3))  # more numbers would touch
+    ax.xaxis.set_major_locator(wide if high > 40 * low else _log_locator(low, high))
     ax.xaxis.set_major_formatter(PLAIN)
     ax.xaxis.set_minor_locator(NullLocator())
     return ax
