@@ -1,7 +1,9 @@
 """Judges that have learnt nothing, nearest pictures, and what a comparison decides."""
 
 from dataclasses import replace
+from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +16,7 @@ from analysis import (
     figures,
     judges,
     measurements,
+    plots,
     surveys,
     tables,
     verdicts,
@@ -124,6 +127,23 @@ def test_a_run_is_beside_the_first_that_is_frozen_as_it_is():
     runs = chosen.ablations["pre-training"]
     assert verdicts.beside(chosen, runs, "gdd-i-from-random") == "gdd-i"
     assert verdicts.beside(chosen, runs, "gdd-from-random") == "gdd"
+
+
+@pytest.mark.parametrize("width", [1.5, 60])
+def test_one_training_seed_is_hollow_and_numbers_on_a_long_axis_do_not_touch(width):
+    table = pd.DataFrame({"run": ["a", "b"], "mean": [2.0, 2 * width], "low": [1.9, 2 * width],
+                          "high": [2.2, 2 * width], "training_seeds": [3, 1]})  # yapf: disable
+    figure, ax = plt.subplots(figsize=(plots.PAGE / 3, 1.5), layout="constrained")
+    plots.plot_intervals(table, teacher=2.0, floor=1.0, ax=ax)
+    figure.draw_without_rendering()
+    (hollow, ) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert hollow.get_xydata().tolist() == [[2 * width, 1]]
+    low, high = ax.get_xlim()
+    labels = [label for label in ax.get_xticklabels() if low < label.get_position()[0] < high]
+    assert labels
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    plt.close(figure)
 
 
 @pytest.mark.parametrize(("more", "shown"), [([], ["freezing"]),
