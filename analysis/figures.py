@@ -205,7 +205,9 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
     failures = []
     first = [key for key in tasks if not figures[key].after]
     for stage in (first, [key for key in tasks if key not in first]):
-        for key, seconds, error in as_ready(_timed, [(key, tasks[key]) for key in stage], jobs):
+        parts = [(key, tasks[key]) for key in stage]
+        made = as_ready(_timed, parts, jobs, preload=["papermill", "nbconvert"])
+        for key, seconds, error in made:
             shown = os.path.relpath(tasks[key].folder)
             print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
             failures += [key] if error else []

@@ -27,7 +27,6 @@ from analysis.experiments import as_ready, obtain, train_missing
 from analysis.figures import FIGURES
 from analysis.judges import judges, sharing
 from analysis.nearest import measured_neighbours, nearest_table
-from analysis.plots import TITLES
 from gdd.profiles import Profile, profile, require
 from gdd.samplers import sampler_of
 from gdd.training.start import RUNS, digest
@@ -99,7 +98,7 @@ def _parts(chosen: Profile) -> dict[str, tuple[Measure, list[Part]]]:
     own += [f"heun:{k}" for k in steps if f"heun:{k}" not in own]
     seeds = [(name, sampler, span) for name in every for sampler in samplers[name]
              for span in spans]  # yapf: disable
-    curves = _curves, [(name, ) for name in every if plain[name] in TITLES]
+    curves = _curves, [(name, ) for name in every if plain[name] in FIGURES["fig04"].runs]
     if chosen.live:
         return {"curves": curves, "seeds": (_seeds, seeds)}
     students = [name for name in every if plain[name] in ("gdd", "gdd-i")]
@@ -149,7 +148,8 @@ def _measure(table: str, measure: Measure, parts: Sequence[Part], todo: Sequence
     start, order = time.monotonic(), {_key(x, profile_name): k for k, x in enumerate(parts)}
     guard = RUNS / profile(profile_name).name / ".tables.lock"  # of another such command
     guard.parent.mkdir(parents=True, exist_ok=True)
-    for part, found in as_ready(_measured, [(measure, part, profile_name) for part in todo]):
+    for part, found in as_ready(_measured, [(measure, part, profile_name) for part in todo],
+                                preload=["analysis.surveys"]):
         found = found.assign(command=f"make seeds PROFILE={profile_name}")
         key = _key(part, profile_name)
         with FileLock(guard):

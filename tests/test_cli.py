@@ -296,8 +296,9 @@ def test_help_tells_all_and_imports_nothing_heavy(command):
 def test_measuring_imports_no_engine():
     """What only training needs would double the seconds before each of a dozen processes
     measures."""
-    code = ("import sys, analysis.measurements, analysis.notebooks, analysis.figures\n"
-            "print(*({'lightning_fabric', 'torch._dynamo', 'timm', 'lpips'} & sys.modules.keys()))")
+    code = ("import sys, analysis.surveys, analysis.notebooks, analysis.figures\n"
+            "print(*({'lightning_fabric', 'torch._dynamo', 'timm', 'lpips', 'seaborn'}"
+            " & sys.modules.keys()))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
                           check=True)
     assert done.stdout.strip() == ""
@@ -430,9 +431,15 @@ def test_shipped_runs_are_found_by_name(tmp_path):
 
 def stop(command, *arguments, after, cwd, times=1):
     """Ctrl-C, so many times, once `after` exists; what a person would read."""
-    process = subprocess.Popen([sys.executable, "-u", "-m", command, *map(str, arguments)], cwd=cwd,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", command, *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # what a shell starts in the background has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while process.poll() is None and not after() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,6 +1,7 @@
 """The shipped runs are those of today's configs, and everything a run starts from addresses it."""
 
 import dataclasses
+import os
 
 import pandas as pd
 import pytest
@@ -182,3 +183,12 @@ def test_intervals_of_correlations_are_those_of_the_single_seeds():
     assert (alone["low"], alone["of"]) == (pytest.approx(0.9), 2)
     lacking = table[(table["training_seed"] == 0) | (table["x"] > 0)]  # one seed has all points
     assert measurements.spearman(lacking)["of"].tolist() == [1]
+
+
+def test_a_process_sees_the_environment_of_today(monkeypatch):
+    """Also one that forks from an earlier one's server."""
+    for value in ("one", "two"):
+        monkeypatch.setenv("GDD_TRIED", value)
+        assert list(experiments.as_ready(os.getenv, [("GDD_TRIED", )], preload=[])) == [value]
+    monkeypatch.delenv("GDD_TRIED")
+    assert list(experiments.as_ready(os.getenv, [("GDD_TRIED", )], preload=[])) == [None]

@@ -288,7 +288,7 @@ def test_surveys_at_once_keep_each_others_rows(tmp_path, monkeypatch):
     chosen = profile("smoke")
     parts = [(name, "one-step", measurements.span(chosen, 0)) for name in ("gdd", "gdd-i", "cd")]
 
-    def ready(_, arguments):
+    def ready(_, arguments, preload):
         for _, part, name in arguments:
             if part == parts[0]:  # while it is measured, another command measures the others
                 surveys._measure("seeds", None, parts, parts[1:], name)
