@@ -41,7 +41,7 @@ def _at_batch(denoiser: Denoiser, n: int) -> Iterator[Row]:
         for a, b in zip(values, stored[name], strict=True))
     name, trace = _nnsight(denoiser, list(kept), latents)
     works = [run, partial(_recorded, denoiser, run), partial(_stored, denoiser, run)]
-    bare, ours, storing, *peer = medians(*works, *([trace] if trace else []))
+    bare, ours, storing, *peer = medians(*works, *([trace] if trace else []), repeats=9)
     work = f"recording {len(kept)} blocks over {2 * STEPS - 1} calls, batch {n}"
     yield Row(work, "bare sampling", ours, bare, target=0.95,
               reason="a mean of magnitudes reads each activation once more")

@@ -129,7 +129,8 @@ def _whole_sampler() -> Iterator[Row]:
     calls = 2 * steps - 1
     peers = [lambda: pipeline(batch_size=n, num_inference_steps=calls)] if pipeline else []
     seconds, textbook, call, *peer = medians(as_command(ours), plain,
-                                             as_command(lambda: denoiser(latents, 1.0)), *peers)
+                                             as_command(lambda: denoiser(latents, 1.0)), *peers,
+                                             repeats=5)
     within = f"{calls} network calls take {min(calls * call / seconds, 1):.0%} of ours"
     yield Row(work, "textbook loop", seconds, textbook, target=1.3, reason=within, error=_relative(
         ours(), plain()))
