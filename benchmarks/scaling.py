@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from analysis.fid import FeatureStats, frechet_distance
 from analysis.plots import COLORS, PAGE, PLAIN
@@ -132,6 +132,8 @@ def plot_growth(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(PLAIN)
     ax.tick_params(axis="x", rotation=45)
     ax.set_ylim(0.7, None)
+    ticks = (1, 2, 5) if ax.get_ylim()[1] < 20 else (1, )  # two numbers at least
+    ax.yaxis.set_major_locator(LogLocator(subs=ticks))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, borderaxespad=0)
     return ax
 
