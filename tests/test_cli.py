@@ -457,7 +457,9 @@ def test_ctrl_c_says_what_is_true_of_the_command(tmp_path):
             archive.writestr(f"{number}.png", png((8, 8), "L", value=number % 256))
     done = stop("gdd", "data", "prepare", "many.zip", "out/set.zip", cwd=tmp_path, after=lambda:
                 (tmp_path / "out").exists() and any((tmp_path / "out").iterdir()))
-    assert (done.returncode, done.stdout) == (130, "")
+    # the signal itself, if it came in an exec() of Python's own; a shell shows 130 of both
+    assert done.returncode in (130, -signal.SIGINT)
+    assert done.stdout == ""
     assert done.stderr.splitlines()[-1] == "stopped; nothing was written by halves"
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
