@@ -193,3 +193,12 @@ def test_a_process_sees_the_environment_of_today(monkeypatch):
         assert list(experiments.as_ready(os.getenv, [("GDD_TRIED", )], preload=SERVED)) == [value]
     monkeypatch.delenv("GDD_TRIED")
     assert list(experiments.as_ready(os.getenv, [("GDD_TRIED", )], preload=SERVED)) == [None]
+
+
+@pytest.mark.parametrize(("system", "device", "start"), [("linux", "cpu", "forkserver"),
+                                                         ("linux", "cuda:0", "spawn"),
+                                                         ("darwin", "cpu", "spawn")])
+def test_processes_fork_only_where_that_is_safe(system, device, start, monkeypatch):
+    monkeypatch.setattr(experiments.sys, "platform", system)
+    monkeypatch.setattr(experiments, "device", lambda: device)
+    assert experiments._context(SERVED).get_start_method() == start
