@@ -306,6 +306,30 @@ def test_progressive_target_is_two_half_steps_of_heun_on_the_finest_grid(level, 
     assert torch.allclose(prediction, gaussian(start, levels[0]))
 
 
+@pytest.mark.parametrize("loss",
+                         [losses.consistency_loss, losses.trajectory_loss, losses.progressive_loss])
+def test_the_teacher_is_called_for_the_images_it_moves_each_with_its_label(loss):
+    """A batch has the losses of its images alone, though the teacher sees part of it."""
+    def scaled(x, sigma, labels):
+        return losses.column(0.5 + labels.argmax(dim=1) / n) * gaussian(x, sigma)
+
+    def teacher(x, sigma, labels=None):
+        seen.append(len(x))
+        return scaled(x, sigma, labels)
+
+    def student(x, sigma, labels=None, *, target_sigma=None):
+        return jumps(lambda x, sigma: scaled(x, sigma, labels))(x, sigma, target_sigma=target_sigma)
+
+    n, seen = 48, []
+    models = Distillation(student, teacher, l2, 8)
+    batch = (torch.randn(n, 1, 2, 2), torch.randn(n, 1, 2, 2), torch.rand(3, n), torch.eye(n))
+    found = loss(models, *batch)
+    assert min(seen) < n / 2
+    x, noise, uniform, labels = batch
+    alone = [loss(models, x[[k]], noise[[k]], uniform[:, [k]], labels[[k]]) for k in range(n)]
+    assert torch.allclose(found, torch.cat(alone), atol=1e-12)
+
+
 def test_targets_carry_no_gradient(images):
     x, noise = images
     scale, grads = torch.ones((), requires_grad=True), []
