@@ -110,11 +110,15 @@ class Distillation:
         """Between levels (N,): by the teacher's Heun step for the images that are `near` (N,), by
         the student's Euler jump for the others."""
         moved = self.student(v, sigma, labels, target_sigma=target)
-        if near.any():  # one in seventeen of consistency distillation's
-            some = None if labels is None else labels[near]
-            stepped = heun_step(self.teacher, v[near], sigma[near], target[near], some)
-            moved = moved.index_put((near, ), stepped)
+        if len(rows := self.rows(near)):  # one in seventeen of consistency distillation's
+            some = None if labels is None else labels[rows]
+            stepped = heun_step(self.teacher, v[rows], sigma[rows], target[rows], some)
+            moved = moved.index_put((rows, ), stepped)
         return moved
+
+    def rows(self, near: Tensor) -> Tensor:
+        """Indices (M,) of the images for which the teacher is called."""
+        return near.nonzero().flatten()
 
     def heun(self, v: Tensor, a: Tensor, b: Tensor, labels: Tensor | None) -> Tensor:
         return heun_step(self.teacher, v, self.sigma(a), self.sigma(b), labels)

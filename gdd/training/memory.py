@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from gdd.backbones import Backbone
 from gdd.config import ONE_CPU, TrainConfig
 from gdd.denoiser import Denoiser
+from gdd.losses import Distillation
 from gdd.training.batch import Batch
 from gdd.training.engine import Engine, StepMetrics
 from gdd.training.trainer import init_state, models_of, take_step
@@ -53,6 +54,8 @@ def estimate(
         state = init_state(config, start, through, engine)
         state.images_seen = config.batch_size * config.r1_interval  # a step with R1
         models = models_of(state, start, through, lpips)
+        if models.distillation:
+            models = replace(models, distillation=_DryDistillation(**vars(models.distillation)))
         networks = _tensors(start, state.generator, state.ema)
         judges = _tensors(*through, *(m for m in (lpips, state.discriminator) if m))
         peak = Peak([*networks, *judges])
@@ -78,6 +81,11 @@ class _Dry(Engine):
 
     def step(self, optimizer: torch.optim.Optimizer, metrics: StepMetrics) -> dict[str, float]:
         return dict.fromkeys(metrics, 0.0)  # there are no values to read, nor to step by
+
+
+class _DryDistillation(Distillation):
+    def rows(self, near: Tensor) -> Tensor:
+        return torch.arange(len(near))  # which ones, there are no values to tell: at most all
 
 
 def _without_values(module: nn.Module, mode: FakeTensorMode) -> Any:
