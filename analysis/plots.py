@@ -4,6 +4,7 @@ Sizes are print sizes: a page is 5.5 in wide, text 6.5 pt or more. Captions are 
 picture, not in it.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -73,9 +74,12 @@ def plot_distances(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         _log_axis(ax)
     else:
         ax.set_ylim(0, None)
-    ax.xaxis.set_major_locator(FixedLocator(sorted(table["x"].unique())))
+    values = sorted(table["x"].unique())
+    crowded = [False, *(x < 1.25 * before for before, x in pairwise(values))]
+    ax.set_xticks(values, [
+        "" if close else f"{x:.2g}" if x < 10 else f"{x:g}"
+        for x, close in zip(values, crowded, strict=True)])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(PLAIN)
     return ax
 
 

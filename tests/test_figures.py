@@ -174,6 +174,15 @@ def test_bars_span_training_seeds_or_the_ranges_of_a_single_one():
     assert ax.get_ylabel() == "FD9[x]"
 
 
+def test_a_point_beside_another_has_a_tick_but_no_number():
+    table = pd.DataFrame({
+        "x": [0.8, 2.515, 3.0, 18.0], "kind": "abs", "training_seed": 0, "distance": 1.0, "metric":
+        "FD9[x]"})
+    ax = plots.plot_distances(table)
+    assert ax.get_xticks().tolist() == [0.8, 2.515, 3.0, 18.0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.8", "2.5", "", "18"]
+
+
 def test_executed_notebooks_hold_no_path_of_the_machine():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert str(ROOT) not in json.dumps(json.loads(path.read_text()))
