@@ -70,11 +70,11 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     write_data(tmp_path / "others.zip", seed=1)
     kept, folder = ROOT / "tests" / "kept_profile.py", tmp_path / "figures" / "kept"
     shown = command("analysis.figures", "--profile", kept, "--seeds", cwd=tmp_path)
-    assert shown.count(" trained ") == 2 + 13 + 6  # classifiers, runs, further seeds
+    assert shown.count(" trained ") == 2 + 12 + 6  # classifiers, runs, further seeds
     seeds, along, memory, floor = (pd.read_csv(folder / f"{name}.csv")
                                    for name in ("seeds", "snapshots", "memory", "floor"))
     assert set(seeds["metric"]) == {"FD64[judges]", "SWD64"} == set(floor["metric"])
-    assert set(seeds["against"]) == {"data", "test", "k-step-1"}
+    assert set(seeds["against"]) == {"data", "test", "gdd"}
     counted = seeds.groupby(["run", "training_seed", "sampler", "metric", "kind", "against"]).size()
     assert (counted == 2).all()  # ranges of sampling seeds
     assert along.groupby("images").size().to_dict() == {80: 32}
@@ -123,7 +123,13 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     table = pd.read_csv(folder / "fig03_activations.csv")
     assert set(table["resolution"]) == {12, 6}
     assert (table["n"] == 8).all()
-    assert set(pd.read_csv(folder / "fig02_rel_fid.csv")["metric"]) == {"FD64[judges]"}
+    table = pd.read_csv(folder / "fig02_rel_fid.csv")
+    assert set(table["metric"]) == {"FD64[judges]"}
+    x = table.groupby("panel")["x"].unique().map(set)
+    assert x["A1"] == {1, 2}
+    assert x["B"] == {1, 2.515}  # a two-step generator, and K = 2
+    control = table[(table["panel"] == "A1") & (table["run"] == "gdd") & (table["kind"] != "abs")]
+    assert set(control["training_seed"]) == {1}  # not the one that it is compared with
     for name in NOTEBOOKS:
         assert f"{name}.csv" in (folder / "index.html").read_text()
         executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)

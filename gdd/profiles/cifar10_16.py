@@ -45,6 +45,8 @@ FREEZING = {
 MORE = {
     **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
     **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
+    # with the rate of GDD, which trains about as many weights
+    "gdd-inverse-2e-4": replace(SHORT, freeze="inverse-gdd-i"),
     "teacher-tenth": replace(TEACHER, total_images=48_000, lr_decay_images=24_000),
     "gdd-from-tenth": replace(SHORT, teacher="teacher-tenth"),
     "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
@@ -84,7 +86,7 @@ PROFILE = Profile(
     | {"gdd": 3, "gdd-i": 3, "cond-gdd-i": 1, "gdd-i-224": 1},
     ablations={
         "backbone": ("gdd-i", *BACKBONES),
-        "freezing": ("gdd", "gdd-i", *FREEZING),
+        "freezing": ("gdd", "gdd-i", *FREEZING, "gdd-inverse-2e-4"),
         "pre-training": ("gdd", "gdd-from-tenth", "gdd-from-random", "gdd-i", "gdd-i-from-tenth",
                          "gdd-i-from-random"),
         "image size": ("gdd-i", "gdd-i-224"), },
