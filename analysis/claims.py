@@ -61,9 +61,13 @@ def _ratio(table: pd.DataFrame, one: str, other: str, wanted: str) -> Finding:
 
 def _said(name: str, row: pd.Series) -> str:
     """A run's mean over training seeds, and their interval if there are several."""
-    span = f" ({row['low']:.3g} to {row['high']:.3g})" if row["training_seeds"] > 1 else \
-        ", one training seed"
-    return f"{name} {row['mean']:.3g}{span}"
+    mean, low, high = (_number(row[key]) for key in ("mean", "low", "high"))
+    span = f" ({low} to {high})" if row["training_seeds"] > 1 else ", one training seed"
+    return f"{name} {mean}{span}"
+
+
+def _number(x: float) -> str:
+    return f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
 def _finals(tables: Tables) -> pd.DataFrame | None:
@@ -164,7 +168,7 @@ def _beside(table: pd.DataFrame, teacher: float) -> Finding:
         said = OPEN
     else:
         said = HOLDS if row["high"] < teacher else FAILS if row["low"] > teacher else OPEN
-    return Finding(said, f"{_said('GDD', row)}, teacher {teacher:.3g}", row["mean"] / teacher,
+    return Finding(said, f"{_said('GDD', row)}, teacher {_number(teacher)}", row["mean"] / teacher,
                    row["low"] / teacher, row["high"] / teacher, int(row["training_seeds"]))
 
 

@@ -26,6 +26,12 @@ def intervals(table: pd.DataFrame) -> pd.DataFrame:
                     training_seeds=("mean", "size"), seed_ranges=("size", "max")).reset_index()
 
 
+def training_seeds(table: pd.DataFrame) -> str:
+    """How many each run of a table has: `3`, or `1 to 3` where they differ."""
+    counts = table.groupby("run")["training_seed"].nunique()
+    return " to ".join(str(count) for count in sorted({counts.min(), counts.max()}))
+
+
 def verdict(one: pd.Series, other: pd.Series) -> str:
     """Whether the distances of `one` are lower or higher than those of `other`, rows of
     `intervals`; not decided where the intervals touch, or where there is but one training seed."""

@@ -159,3 +159,7 @@ def test_a_damaged_table_decides_nothing():
 def test_one_training_seed_is_told_without_an_interval(seeds, said):
     row = pd.Series({"mean": 1.0213, "low": 0.9, "high": 1.1, "training_seeds": seeds})
     assert claims._said("GDD", row) == said
+
+
+def test_a_distance_of_thousands_is_written_out():
+    assert [claims._number(x) for x in (0.0294, 152.41, 1965.4)] == ["0.0294", "152", "1,965"]

@@ -97,6 +97,12 @@ def test_an_interval_spans_the_means_of_training_seeds():
     assert (found["training_seeds"], found["seed_ranges"]) == (2, 2)
 
 
+def test_how_many_training_seeds_is_said_of_runs_that_differ():
+    both = pd.concat([rows("gdd", 3.0, 5.0), rows("cd", 7.0)])
+    assert verdicts.training_seeds(rows("gdd", 3.0, 5.0)) == "2"
+    assert verdicts.training_seeds(both) == "1 to 2"
+
+
 @pytest.mark.parametrize(("one", "other", "said"), [((1, 2), (3, 4), "lower"),
                                                     ((3, 4), (1, 2), "higher"),
                                                     ((1, 3), (2, 4), "not decided"),
