@@ -3,6 +3,7 @@ name, and the distance that a training run logs."""
 
 from collections.abc import Callable, Sequence
 from functools import cache as keep
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,11 @@ def extractor(name: str, chosen: Profile | None = None, device: str = "cpu",
 
 
 def default_extractors(shape: Sequence[int]) -> tuple[str, ...]:
-    """What judges images (C,H,W): that of a profile made for them, else Inception and CLIP."""
-    own = (p.extractors for p in profiles().values() if p.classifiers and p.shape == tuple(shape))
-    return next(own, ("inception", "clip"))
+    """What judges images (C,H,W): the classifier of a profile made for them, else Inception and
+    CLIP."""
+    own = (name for p in profiles().values() if p.shape == tuple(shape)
+           for name in p.extractors if name in p.classifiers)  # yapf: disable
+    return tuple(islice(own, 1)) or ("inception", "clip")
 
 
 def evaluator(chosen: Profile, feature_extractor: features.Extractor, n: int, config: TrainConfig,

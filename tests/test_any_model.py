@@ -82,7 +82,7 @@ def test_layers_come_in_order_of_execution_whatever_they_return(dit):
         for end in [*(f".{x}" for x in inner), ""]]
     assert list(layers["block"]) == ["time", "patches", *blocks]
     assert list(layers["depth"]) == list(range(len(layers)))
-    assert set(layers["side"]), set(layers["part"]) == ({"all"}, {"output"})
+    assert (set(layers["side"]), set(layers["part"])) == ({"all"}, {"output"})
     heights = dict(zip(layers["block"], layers["resolution"], strict=True))
     assert (heights["patches"], heights["time"], heights["blocks.first"]) == (4, 0, 0)
     assert len(table) == 2 * 4 * len(layers)

@@ -62,12 +62,7 @@ def test_zip_and_folder_hold_the_same(tmp_path):
     [
         ({"readme.txt": b"x"}, "holds no images"),
         ({"a.png": png(), "b.png": png((9, 8))}, r"b.png is 9x8 RGB, but a.png is 8x8 RGB"),
-        ({"a.png": png(), "b.png": png(mode="L")}, r"b.png is 8x8 grey"),
-        ({"a.png": png(mode="RGBA")}, "mode RGBA"),
-        ({"a.png": png()[:45]}, "a.png cannot be read"),
-        ({"a.png": b"hello"}, "a.png cannot be read"),
-        ({"a.png": png(), "dataset.json": b"{"}, "dataset.json"),
-        ({"a.png": png(), "dataset.json": b'{"labels": [["b.png", 0]]}'}, "no label for a.png"), ],
+        ({"a.png": b"hello"}, "a.png cannot be read"), ],
 )
 def test_bad_zips_say_what_and_where(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
@@ -89,8 +84,12 @@ def test_what_is_no_data_set(tmp_path):
 def test_every_epoch_shows_each_image_once(size, batch, seed):
     steps = -(-3 * size // batch)
     drawn = torch.cat([batch_indices(size, batch, step, seed) for step in range(steps)])
-    for epoch in range(3):
-        assert sorted(drawn[epoch * size:(epoch + 1) * size].tolist()) == list(range(size))
+    epochs = drawn[:3 * size].view(3, size).tolist()
+    for order in epochs:
+        assert sorted(order) == list(range(size))
+    if size >= 20:
+        other = batch_indices(size, size, 0, seed + 1).tolist()
+        assert len({tuple(order) for order in [*epochs, other]}) == 4
 
 
 @pytest.mark.slow

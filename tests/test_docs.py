@@ -3,6 +3,7 @@ download, a GPU, a browser or minutes of training; and every path they link to e
 
 import ast
 import importlib
+import io
 import re
 import shlex
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from analysis import claims, figures, tables, verdicts
+from gdd.profiles import profile
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -158,6 +162,21 @@ def test_the_site_is_whole_and_asks_no_other_machine(tmp_path):
     assert len(equations) == source.count("$`") + source.count("$$") // 2
     odd = [e for e in equations if "\\" in e or "mathvariant" in e]  # what no browser draws
     assert not odd
+
+
+@pytest.mark.parametrize("name", ["desk", "cifar10-16"])
+def test_verdicts_are_those_of_the_tables_beside_them(name):
+    """What is committed was computed from what is committed."""
+    found = tables.of_figures(name) | {"seeds": tables.read("seeds", name)}
+    again = {"claims": claims.scorecard(found)}
+    if profile(name).ablations:
+        again["ablations"] = verdicts.ablations(name)
+    for key, table in again.items():
+        kept = pd.read_csv(ROOT / "figures" / name / f"{key}.csv")
+        shared = [column for column in table if column in kept]
+        assert len(shared) >= 9
+        text = io.StringIO(figures.rounded(table)[shared].to_csv(index=False))
+        pd.testing.assert_frame_equal(kept[shared], pd.read_csv(text), check_dtype=False)
 
 
 def test_the_readme_opens_with_the_scorecard():

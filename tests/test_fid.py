@@ -166,6 +166,7 @@ def test_infinity_removes_the_bias_of_small_samples():
     plain, extrapolated = frechet_distance(FeatureStats.of(x), reference), fd_infinity(x, reference)
     assert abs(extrapolated) < 0.7 * plain
     assert fd_infinity(x, reference) == extrapolated
+    assert fd_infinity(x + 1, reference) == pytest.approx(24, rel=0.03)  # |mean|^2
     with pytest.raises(ValueError, match="at least 30 images; got 20"):
         fd_infinity(x[:20], reference)
 

@@ -18,7 +18,7 @@ from test_data import png, write_zip
 from analysis import features
 from analysis.extractors import default_extractors, evaluator
 from analysis.features import Extractor
-from analysis.fid import FeatureStats, frechet_distance
+from analysis.fid import FeatureStats, fd_infinity, frechet_distance
 from analysis.fid.compare import (
     abs_fid,
     compare,
@@ -27,6 +27,7 @@ from analysis.fid.compare import (
     rel_fid,
     shared_backbones,
 )
+from analysis.fid.samples import density_coverage, precision_recall
 from analysis.fid.sources import (
     Source,
     Statistics,
@@ -268,6 +269,16 @@ def test_every_metric_of_every_pair(judge):
         "IS200[digits]", }
     fd = table[table["metric"] == "FD200[digits]"]
     assert (fd["low"] <= fd["high"]).all()
+    # the first is judged by the second
+    sources[1] = array_source(noise(200, 1) // 2, "s1")
+    table = measure(sources[:2], Summaries(judge), metrics=["pr", "dc", "fd-infinity"])
+    fake, real = (Summaries(judge).of(source) for source in sources[:2])
+    wanted = (fd_infinity(fake.sample, real.stats), *precision_recall(fake.sample, real.sample),
+              *density_coverage(fake.sample, real.sample))
+    assert table["value"].tolist() == pytest.approx(wanted, rel=1e-6)
+    assert wanted != pytest.approx(
+        (fd_infinity(real.sample, fake.stats), *precision_recall(real.sample, fake.sample),
+         *density_coverage(real.sample, fake.sample)), rel=1e-3)
     assert (over_ranges(table)["ranges"] == 1).all()  # nothing here has seeds
 
 
@@ -311,6 +322,7 @@ def test_no_profiles_own_judge_is_of_its_backbones_family(judge):
 
 def test_default_features_follow_the_shape():
     assert default_extractors((1, 8, 8)) == ("digits", )
+    assert default_extractors((3, 16, 16)) == ("cifar10-classifier", )
     assert default_extractors((3, 32, 32)) == ("inception", "clip")
 
 

@@ -1,6 +1,5 @@
 """What the figures command writes, where, and what it leaves alone."""
 
-import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -181,11 +180,6 @@ def test_a_point_beside_another_has_a_tick_but_no_number():
     ax = plots.plot_distances(table)
     assert ax.get_xticks().tolist() == [0.8, 2.515, 3.0, 18.0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.8", "2.5", "", "18"]
-
-
-def test_executed_notebooks_hold_no_path_of_the_machine():
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert str(ROOT) not in json.dumps(json.loads(path.read_text()))
 
 
 ODD = {

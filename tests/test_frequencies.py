@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from analysis import frequencies
 from analysis.spectrum import band_energy, band_modes, radial_power
 from gdd.denoiser import Denoiser
 from gdd.profiles.digits import NETWORK
+from gdd.sampling import draw_latents, solve
 
 
 def test_white_noise_has_power_one_at_every_radius():
@@ -42,15 +44,26 @@ def network():
 
 
 def test_skips_and_backbones_are_told_apart(network):
-    """A network whose skips are silenced has skip parts without power, and backbones with it."""
+    """A block whose skip is silenced has a skip part without power, and a backbone with it."""
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    table = frequencies.measure_blocks(network, images, [80.0, 0.5], model="m")
     blocks = [name for name in network.model.dec if "_block" in name]
+    width = frequencies.skip_widths(network.model)[blocks[-1]]
+
+    def silence(module, inputs):
+        x = inputs[0].clone()
+        x[:, -width:] = 0
+        return (x, *inputs[1:])
+
+    handle = network.model.dec[blocks[-1]].register_forward_pre_hook(silence)
+    try:
+        table = frequencies.measure_blocks(network, images, [80.0, 0.5], model="m")
+    finally:
+        handle.remove()
     assert list(table["block"].unique()) == blocks
-    assert set(table["part"]) == {"backbone", "skip"}
     assert len(table) == len(blocks) * 2 * 2 * frequencies.BANDS
     sums = table.groupby(["block", "part", "step"])["share"].sum()
-    assert sums.between(0.999, 1.001).all()
+    assert sums.drop((blocks[-1], "skip")).between(0.999, 1.001).all()
+    assert (sums[blocks[-1], "skip"] == 0).all()
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
@@ -58,7 +71,20 @@ def test_the_change_of_a_step_is_between_its_images(network):
     table = frequencies.measure_steps(network, range(3), model="m", steps=4)
     assert set(table["step"]) == {0, 1, 2, 3}
     assert table[table["step"] == 0]["change"].isna().all()
-    assert (table[table["step"] > 0]["change"] > 0).all()
-    centres = frequencies.direction(table)
-    assert centres["cycles"].between(1, 4).all()
-    assert len(centres) == 3
+    latents, _ = draw_latents(range(3), (1, 8, 8))
+    with torch.inference_mode():
+        images = [step.x0_hat for step in solve(network, latents, steps=4)]
+    for step in (1, 2, 3):
+        rows = table[table["step"] == step]
+        for column, x in (("x0", images[step]), ("change", images[step] - images[step - 1])):
+            wanted = radial_power(x).mean(dim=0).tolist()
+            assert rows[column].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_steps_place_is_the_mean_over_its_power_and_modes():
+    """Power 3 and 1 at 1 and 2 cycles, which have about 1 and 2 modes: (3 + 4) / (3 + 2)."""
+    rows = [dict(model="m", step=step, sigma=1.0, cycles=cycles, change=change)
+            for step, changes in ((0, (math.nan, math.nan)), (1, (3.0, 1.0)))
+            for cycles, change in enumerate(changes, 1)]  # yapf: disable
+    (row, ) = frequencies.direction(pd.DataFrame(rows)).to_dict("records")
+    assert row == {"model": "m", "step": 1, "sigma": 1.0, "cycles": pytest.approx(7 / 5)}

@@ -4,11 +4,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import convolve
 from scipy.stats import wasserstein_distance
 
 from analysis import (
@@ -23,7 +25,6 @@ from analysis import (
 )
 from analysis.fid import swd
 from analysis.nearest import nearest
-from gdd import samplers, sampling
 from gdd.profiles import profile, profiles
 from gdd.profiles.digits import DESK
 from gdd.training.start import digest
@@ -46,6 +47,37 @@ def test_a_flat_picture_has_no_bands():
     fine, coarse = swd.laplacian_pyramid(torch.full((1, 3, 16, 16), 7.0))
     torch.testing.assert_close(coarse, torch.full((1, 3, 8, 8), 7.0))
     torch.testing.assert_close(fine[..., 2:-2, 2:-2], torch.zeros(1, 3, 12, 12))
+
+
+def test_the_pyramid_is_scipys():
+    x = pictures(1, 16).double()
+    fine, coarse = swd.laplacian_pyramid(x)
+    row = np.array([1, 4, 6, 4, 1]) / 16
+    for channel in range(3):
+
+        def blur(image):
+            return convolve(image, np.outer(row, row), mode="mirror")
+
+        image, wide = x[0, channel].numpy(), np.zeros((16, 16))
+        wide[::2, ::2] = blur(image)[::2, ::2]
+        np.testing.assert_allclose(coarse[0, channel], wide[::2, ::2])
+        np.testing.assert_allclose(fine[0, channel], image - 4 * blur(wide), atol=1e-10)
+
+
+def test_projected_patches_have_unit_variance_whatever_the_contrast():
+    """Each channel is normalised, directions are unit vectors, and patches lie anywhere."""
+    noise = torch.randint(100, (400, 3, 8, 8), generator=torch.Generator().manual_seed(3))
+    (found, ) = swd.projected_patches([noise.to(torch.uint8)])
+    assert found.shape == (128, 400 * 16)
+    assert float(found.var(dim=1).mean()) == pytest.approx(1, abs=0.03)
+    brighter = swd.projected_patches([(2 * noise + 10).to(torch.uint8)])
+    assert swd.sliced_wasserstein([found], brighter) < 0.01
+    corners = torch.arange(16 * 16.0).view(1, 1, 16, 16)
+    drawn = swd._patches(corners, 2000, torch.Generator().manual_seed(0))
+    assert set(drawn[:, 0, 0, 0].tolist()) == set(corners[0, 0, :10, :10].flatten().tolist())
+    first = int(drawn[0, 0, 0, 0])
+    y, x = divmod(first, 16)
+    assert torch.equal(drawn[0, 0], corners[0, 0, y:y + 7, x:x + 7])
 
 
 def test_sliced_wasserstein_is_the_mean_over_directions():
@@ -163,6 +195,36 @@ def test_an_ablation_is_shown_once_it_compares_something_of_its_own(more, shown,
     assert list(verdicts.ablations("cifar10-16")["ablation"].unique()) == shown
 
 
+def test_an_ablation_judges_by_each_judge_at_equal_images(monkeypatch):
+    """gdd-inverse-2e-4 stands beside the first that is frozen as it is, all others beside GDD."""
+    values = {
+        "one": {
+            "gdd": (3, 4), "gdd-i": (1, 2), "gdd-inverse": (3.5, 6), "gdd-inverse-2e-4": (7, 8)},
+        "other": {
+            "gdd": (3, 4), "gdd-i": (5, 6), "gdd-inverse": (1, 2), "gdd-inverse-2e-4": (0.1, 0.2)}}
+    known = [rows(run, *map(float, seeds), images=51_200, metric=metric)
+             for metric, runs in values.items() for run, seeds in runs.items()]  # yapf: disable
+    known.append(rows("gdd", 0.1, 0.2, images=102_400, metric="one"))
+    monkeypatch.setattr(verdicts, "at_images", lambda _: pd.concat(known))
+    found = verdicts.ablations("cifar10-16").set_index(["run", "metric"])
+    assert set(found["ablation"]) == {"freezing"}
+    assert set(found["images"]) == {51_200}
+    assert found[["beside", "verdict"]].apply(tuple, axis=1).to_dict() == {
+        ("gdd", "one"): ("gdd", ""), ("gdd", "other"): ("gdd", ""),
+        ("gdd-i", "one"): ("gdd", "lower"), ("gdd-i", "other"): ("gdd", "higher"),
+        ("gdd-inverse", "one"): ("gdd", "not decided"),
+        ("gdd-inverse", "other"): ("gdd", "lower"),
+        ("gdd-inverse-2e-4", "one"): ("gdd-inverse", "higher"),
+        ("gdd-inverse-2e-4", "other"): ("gdd-inverse", "lower"), }  # yapf: disable
+
+
+def test_no_average_that_is_gone_is_asked_for():
+    """They stay where a run was trained: of shipped runs their rows must stand in the table."""
+    _, parts = surveys._parts(profile("cifar10-16"))["snapshots"]
+    assert parts
+    assert surveys._missing("snapshots", parts, "cifar10-16") == []
+
+
 @pytest.mark.parametrize(("content", "message"),
                          [(b"", "is no table"), (b"\xff\xfe\x00", "is no table"),
                           (b'a,b\n1,2,3\n"', "is no table"),
@@ -182,19 +244,6 @@ def test_rows_of_another_config_are_stale(tmp_path, monkeypatch):
     kept = rows("gdd", 1.0, 2.0).assign(digest=digest(DESK, "gdd@1"))
     tables.write(kept, "seeds", "desk")
     assert set(tables.read("seeds", "desk")["training_seed"]) == {1}
-
-
-@pytest.mark.parametrize(
-    "sampler", ["heun:18", "heun:5", "heun:1", "euler:7", "one-step", "k-step:3", "two-step:0.8"])
-def test_network_calls_are_counted(sampler):
-    calls = []
-
-    def denoise(x, sigma, labels=None, target_sigma=None):
-        calls.append(sigma)
-        return 0 * x
-
-    sampling.parse_sampler(sampler)(denoise, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
-    assert samplers.network_calls(sampler) == len(calls)
 
 
 def test_what_one_process_has_looked_at_another_does_not_make_again(monkeypatch, tmp_path):

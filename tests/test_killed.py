@@ -32,12 +32,21 @@ from gdd.weights import checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("GDD_KILLS", 2))
 MANY = "GDD_KILLS" in os.environ
+
+
+def one_width(text):
+    """Rows of a table, the last one too, have as many cells as its head."""
+    assert text.endswith("\n")
+    assert len({len(row) for row in csv.reader(text.splitlines(), strict=True)}) == 1
+
+
 READERS = {
-    ".safetensors": checkpoint.read_tensors, ".zip": lambda path: zipfile.ZipFile(path).testzip(),
+    ".safetensors": checkpoint.read_tensors, ".zip": lambda path: zipfile.ZipFile(path).testzip()
+    and 1 / 0,
     ".png": lambda path: Image.open(path).load(),
     ".json": lambda path: json.loads(path.read_text()),
     ".ipynb": lambda path: json.loads(path.read_text()),
-    ".csv": lambda path: next(iter(csv.reader(path.read_text().splitlines(), strict=True))),
+    ".csv": lambda path: one_width(path.read_text()),
     ".npz": lambda path: [np.load(path, allow_pickle=False)[name] for name in np.load(path).files],
     ".pdf": lambda path: path.read_bytes().rstrip().endswith(b"%%EOF") or 1 / 0,
     ".html": lambda path: path.read_text()[-1]}  # yapf: disable

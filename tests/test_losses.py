@@ -285,8 +285,10 @@ def test_progressive_and_trajectory_losses_vanish_where_every_jump_is_exact():
     assert found.mean() > 1e-3
 
 
+@pytest.mark.parametrize("steps", [4, 5])  # the largest power of two in N counts
 @pytest.mark.parametrize(("level", "finest"), [(0, False), (1, True)])
-def test_progressive_target_is_two_half_steps_of_heun_on_the_finest_grid(level, finest, images):
+def test_progressive_target_is_two_half_steps_of_heun_on_the_finest_grid(
+        level, finest, steps, images):
     """N = 4 has coarse grids of 1 and 2 steps, by hand: the last step of each; the finer one's half
     steps are the teacher's, the coarser one's the student's."""
     x, noise = images
@@ -299,7 +301,8 @@ def test_progressive_target_is_two_half_steps_of_heun_on_the_finest_grid(level, 
     for here, there in pairwise(levels):
         at = losses.heun_step(teacher, at, here, there) if finest else gaussian_jumps(
             at, here, target_sigma=there)
-    found, prediction = target_of(losses.progressive_loss, x, noise, uniform, 4, teacher=teacher)
+    found, prediction = target_of(losses.progressive_loss, x, noise, uniform, steps,
+                                  teacher=teacher)
     ratio = losses.column(levels[2] / levels[0])
     # one step with this x0 ends there too
     assert torch.allclose(ratio * start + (1 - ratio) * found, at, atol=1e-12)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import TINY, small_backbone, small_denoiser
 from PIL import Image
-from test_trainer import GDD
+from test_trainer import GDD, tensors
 
 from gdd import files, losses
 from gdd.config import Keep
@@ -29,8 +29,8 @@ from gdd.profiles import profile
 from gdd.training.engine import Engine
 from gdd.training.folder import RunFolder
 from gdd.training.run import run
-from gdd.training.start import load_backbone, new_backbone
-from gdd.training.trainer import draw, init_state
+from gdd.training.start import load_backbone, new_backbone, snapshot_name
+from gdd.training.trainer import draw, init_state, train
 from gdd.weights import checkpoint
 
 QUARTERS = Keep(ticks=4)  # GDD takes four steps
@@ -231,6 +231,22 @@ def test_the_best_weights_are_those_of_the_least_distance(tmp_path):
     assert pd.read_csv(tmp_path / "log.csv")["FD"].tolist() == [3.0, 1.0, 2.0, 1.5]
 
 
+def test_what_a_run_leaves_is_the_average(tmp_path, tiny, digits):
+    """And not the network in training: its end, the best one, and one on the way."""
+    averages = {}
+    for state in train(GDD, digits, tiny, [small_backbone()]):
+        averages[state.images_seen] = state.ema.copy()
+    go(tmp_path, keep=Keep(ticks=4, snapshots=(32, )), evaluate=lambda _: {"FD": 1.0}, best_by="FD")
+    left_behind = {"final.safetensors": 64, "best.safetensors": 64, snapshot_name(32): 32}
+    for name, images in left_behind.items():
+        left, _ = checkpoint.load_with_metadata(tmp_path / name)
+        half = images == 32  # how it is kept
+        for found, average in zip(left.parameters(), averages[images].parameters(), strict=True):
+            assert torch.equal(found, average.half().float() if half else average), name
+    trained, average = state.generator.parameters(), averages[64].parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(trained, average, strict=True))
+
+
 @pytest.fixture
 def nan_at(monkeypatch):
     """Make the generator loss of the given calls, counted from 1, or of all, not a number."""
@@ -267,6 +283,11 @@ def test_skipped_steps_are_counted_and_bounded(tmp_path, nan_at):
     log = pd.read_csv(tmp_path / "two" / "log.csv")
     assert log["skipped"].fillna(0).tolist() == [0, 1, 2, 2]
     assert log["loss_g"].isna().tolist() == [False, True, True, False]
+    nan_at(6, 7)
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", keep=keep, evaluate=stop_after(48))
+    again = go(tmp_path / "killed", keep=keep)
+    assert again.read_bytes() == (tmp_path / "two" / "final.safetensors").read_bytes()
     nan_at()
     with pytest.raises(
             FloatingPointError,
@@ -274,16 +295,27 @@ def test_skipped_steps_are_counted_and_bounded(tmp_path, nan_at):
         go(tmp_path / "more", keep=keep)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, monkeypatch):
-    loss = losses.generator_loss
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, monkeypatch, tiny, digits,
+                                                       backbone):
+    """In the second of four steps; the average goes on, and the spectral norms' vectors."""
+    loss, calls = losses.generator_loss, []
 
     def steep(logits, kind):
-        x = logits[0].mean(dim=1)
-        return loss(logits, kind) + 0 * (x - x.detach()).sqrt()
+        calls.append(1)
+        x = logits[0].mean(dim=1)  # its value is fine, its slope is 0 * inf
+        return loss(logits, kind) + (0 * (x - x.detach()).sqrt() if len(calls) == 2 else 0)
 
-    monkeypatch.setattr(losses, "generator_loss", steep)  # its value is fine, its slope is 0 * inf
-    with pytest.raises(FloatingPointError, match="the gradient is nan"):
+    monkeypatch.setattr(losses, "generator_loss", steep)
+    with pytest.raises(FloatingPointError,
+                       match="stopped after 16 images: the gradient is nan; last good state"):
         go(tmp_path)
+    calls.clear()
+    steps = train(GDD, digits, tiny, [backbone], on_nan="skip")
+    before, after, later = (tensors(next(steps)) for _ in range(3))
+    kept = [key for key in before if not key.startswith("e.") and key[-3:] not in ("._u", "._v")]
+    assert [key for key in kept if not torch.equal(before[key], after[key])] == []
+    assert all(later[key].isfinite().all() for key in later)
+    assert not torch.equal(after["g.model.map_layer0.weight"], later["g.model.map_layer0.weight"])
 
 
 def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at, tiny, digits,
@@ -297,7 +329,10 @@ def test_rollback_goes_on_from_the_last_state_with_other_noise(tmp_path, nan_at,
     assert logs[1]["rollbacks"].fillna(0).tolist() == [0, 0, 1, 1]
     assert np.array_equal(logs[0]["loss_g"][:2], logs[1]["loss_g"][:2])
     assert logs[0]["loss_g"][2] != logs[1]["loss_g"][2]
-    assert final.exists()
+    nan_at(8)  # again the third step of a run, after five calls of the one above
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", keep=keep, evaluate=stop_after(48))
+    assert go(tmp_path / "killed", keep=keep).read_bytes() == final.read_bytes()
     nan_at()
     with pytest.raises(FloatingPointError,
                        match=r"stopped after 0 images: loss_g is nan; last good state"):

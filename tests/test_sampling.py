@@ -2,10 +2,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import small_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdd import sampling
+from gdd import samplers, sampling
 from gdd.data.images import to_uint8
 
 DATA_STD = 0.5
@@ -89,7 +90,8 @@ def test_both_generators_of_two_steps_have_their_own_middle_sigma(spec, middle):
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("heun:5", 9), ("euler:5", 5), ("one-step", 1),
-                                                ("k-step:4", 4), ("two-step", 2), ("heun:90", 179)])
+                                                ("k-step:4", 4), ("two-step", 2), ("heun:90", 179),
+                                                ("heun:1", 1)])
 def test_network_calls_are_what_the_name_says(sampler, calls):
     count = 0
 
@@ -99,7 +101,7 @@ def test_network_calls_are_what_the_name_says(sampler, calls):
         return gaussian(*args, **kwargs)
 
     sampling.parse_sampler(sampler)(counted, torch.randn(1, 1, 4, 4))
-    assert count == calls
+    assert count == calls == samplers.network_calls(sampler)
 
 
 @settings(max_examples=8)
@@ -123,6 +125,16 @@ def test_image_k_is_a_function_of_its_seed(first, sampler):
         assert torch.allclose(images, runs[0], atol=1e-4)
         assert (to_uint8(images).int() - to_uint8(runs[0]).int()).abs().max() <= 1
     assert not torch.allclose(runs[0][0], runs[0][1], atol=1e-2)
+
+
+def test_labels_go_with_their_seeds_whatever_the_batch():
+    network, seeds, labels = small_denoiser(label_dim=10), range(7), torch.arange(7)
+    small, whole = (torch.cat(
+        list(sampling.generate(network, seeds, sampler="one-step", labels=labels, batch_size=size)))
+        for size in (3, 7))  # yapf: disable
+    assert torch.allclose(small, whole, atol=1e-5)
+    (others, ) = sampling.generate(network, seeds, sampler="one-step", labels=labels.roll(3))
+    assert (whole - others).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
 def test_latents_do_not_depend_on_their_neighbours():

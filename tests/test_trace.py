@@ -27,7 +27,8 @@ CONFIG = dataclasses.replace(GDD, batch_size=8, total_images=8 * STEPS, lr_warmu
                              lr_decay_images=40, d_batch_norm_images=4, r1_interval=4, r1_gamma=0.1,
                              cd_steps=8)
 TRACED = VARIANTS | {
-    "conditional": {}, "edm-no-rampup": dict(objective="edm", ema_rampup=0.0, betas=(0.9, 0.99))}
+    "conditional": {}, "conditional edm": VARIANTS["edm"], "conditional cd": VARIANTS["cd"],
+    "edm-no-rampup": dict(objective="edm", ema_rampup=0.0, betas=(0.9, 0.99))}  # yapf: disable
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def numpys(draw, torchs, counts):
 def trace(variant):
     """The metrics of ten steps, and how far the average has come."""
     config = dataclasses.replace(CONFIG, **TRACED[variant])
-    labels = dict(label_dim=10) if variant == "conditional" else {}
+    labels = dict(label_dim=10) if variant.startswith("conditional") else {}
     start = small_denoiser(embedding_type="fourier", **labels).double()
     backbones = [fill(small_backbone(name).double(), name) for name in ("small", "other")]
     counts, found = {}, {}

@@ -90,7 +90,7 @@ PROFILE = Profile(
         "pre-training": ("gdd", "gdd-from-tenth", "gdd-from-random", "gdd-i", "gdd-i-from-tenth",
                          "gdd-i-from-random"),
         "image size": ("gdd-i", "gdd-i-224"), },
-    snapshots=(12_800, 25_600, 51_200),
+    snapshots=(25_600, 51_200),
     classifiers={
         "cifar10-backbone": Classifier("backbone", epochs=15, lr=2e-3, seed=1),
         "cifar10-classifier": Classifier("residual features", epochs=20, lr=2e-3, seed=2), },
