@@ -19,6 +19,15 @@ DEPTH = sns.blend_palette(["#d7301f", "#8e4585", "#225ea8"], as_cmap=True)
 MARKERS = "osD^v<>Pphd*"
 PLACES = ["side", "depth", "block"]
 SIDES = ("encoder", "decoder", "all")  # all: the layers of a network without EDM's names
+SCALAR = (
+    "Lines: min-max normalised over the levels for each block. Maps: over each block's mean; "
+    "beside a row its largest over its smallest value, and the standard deviation over images "
+    "in per cent.")
+DRAWN = {
+    "bands": "Maps: the share of a block's spectral power in each band, low to high; blank where "
+             "there are no modes.",
+    "channel": "Rows: each block's channels, by the step at which they are most active."
+}  # yapf: disable
 
 
 def plot_lines(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -204,9 +213,7 @@ def describe(table: pd.DataFrame) -> str:
     return (
         f"{', '.join(table['model'].unique())}{weights}: {table['statistic'].iloc[0]} of "
         f"each block's {outputs}, mean over images, at the {steps} levels of EDM's ladder{span} "
-        f"({what}). Lines: min-max normalised over the levels for each block. Maps: over each "
-        "block's mean; beside a row its largest over its smallest value, and the standard "
-        "deviation over images in per cent.")
+        f"({what}). {DRAWN.get(table['statistic'].iloc[0], SCALAR)}")
 
 
 def _by_execution(index: pd.Index) -> pd.Index:

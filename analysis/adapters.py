@@ -3,7 +3,8 @@ x0 + sigma * noise as EDM has them, whatever the network itself predicts of whic
 
     denoiser = from_diffusers(UNet2DModel(...), DDPMScheduler())
     denoiser = from_edm(network)                                   # of EDM, EDM2 or GDD
-    denoiser = wrap(lambda x, sigma: x - sigma * net(x, sigma.log()), (3, 32, 32), network=net)
+    denoiser = wrap(lambda x, sigma: x - column(sigma) * net(x, sigma.log()), (3, 32, 32),
+                    network=net)                                   # gdd.losses.column
 
 Nothing of diffusers is imported: what it builds is known by its attributes.
 """

@@ -85,18 +85,18 @@ def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Findi
         if table is None:
             return Finding(ABSENT, "Figure 4 has not been made")
         found = _ratio(table, one, other, wanted)
-        others = {judge: _ratio(rows, one, other, wanted)
-                  for judge, rows in _other_judges(tables, table)}  # yapf: disable
+        others = {judge: _ratio(rows, one, other, wanted) for judge, rows in _judges(tables)
+                  if judge not in set(table["metric"])}  # yapf: disable
         return _with_others(found, others)
 
     return check
 
 
-def _other_judges(tables: Tables, first: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Distances to the data by each judge that is not the one of the table `first`."""
+def _judges(tables: Tables) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Distances to the data by each judge of seeds.csv."""
     seeds = tables.get("seeds", pd.DataFrame(columns=["run", "against", "metric"]))
-    seeds = seeds[(seeds["against"] == "data") & ~seeds["metric"].isin(first["metric"])]
-    named = seeds.assign(run=seeds["run"].replace(TITLES), images=0)
+    named = seeds[seeds["against"] == "data"].assign(images=0)
+    named = named.assign(run=named["run"].replace(TITLES))
     yield from named.groupby("metric", sort=False)
 
 
@@ -135,16 +135,17 @@ def _steady(panel: str, least: float) -> Callable[[Tables], Finding]:
         if rows["x"].nunique() < 2:
             return Finding(ABSENT, f"fewer than two points in panel {panel}")
         found = _ratio(rows, _point(panel, rows["x"].max()), _point(panel, rows["x"].min()), HIGHER)
-        inside = 1 / STEADY <= found.effect <= STEADY
-        certain = found.training_seeds > 1 and (found.low > STEADY or found.high < 1 / STEADY)
-        said = HOLDS if inside and found.training_seeds > 1 else FAILS if certain else OPEN
-        return Finding(said, found.here, found.effect, found.low, found.high, found.training_seeds)
+        inside = found.low >= 1 / STEADY and found.high <= STEADY
+        outside = found.low > STEADY or found.high < 1 / STEADY
+        said = HOLDS if inside else FAILS if outside else OPEN
+        return replace(found, verdict=said if found.training_seeds > 1 else OPEN)
 
     return check
 
 
 def _teacher(tables: Tables) -> Finding:
-    """The one-step GDD beside its teacher's own sampler, by its ranges of sampling seeds."""
+    """The one-step GDD beside its teacher's own sampler: training seeds beside the ranges of
+    sampling seeds of one teacher, the one that all of them start from."""
     table = tables.get("fig05_19_samples")
     if table is None or (table := table[table["run"] != "real"]).empty:
         return Finding(ABSENT, "Figures 5 to 19 have not been made")
@@ -152,24 +153,27 @@ def _teacher(tables: Tables) -> Finding:
     if finals is None or "GDD" not in set(finals["run"]):
         return Finding(ABSENT, "no rows of GDD")
     sampler = f"heun:{(teacher['nfe'] + 1) / 2:.0f}"
-    others = {}
-    for judge, rows in _other_judges(tables, finals):
-        theirs = rows[(rows["run"] == teacher["run"]) & (rows["sampler"] == sampler)]
-        if len(theirs) and "GDD" in set(rows["run"]):
-            others[judge] = _beside(rows, theirs["distance"].mean())
-    found = _beside(finals, teacher["distance"])
+    found, others = _beside(finals, pd.Series([teacher["distance"]])), {}
+    for judge, rows in _judges(tables):
+        theirs = rows[(rows["run"] == teacher["run"]) & (rows["sampler"] == sampler)]["distance"]
+        if theirs.empty or "GDD" not in set(rows["run"]):
+            continue
+        if judge in set(finals["metric"]):
+            found = _beside(finals, theirs)
+        else:
+            others[judge] = _beside(rows, theirs)
     return _with_others(replace(found, here=f"{found.here} at NFE {teacher['nfe']:.0f}"), others)
 
 
-def _beside(table: pd.DataFrame, teacher: float) -> Finding:
-    """GDD of a table beside its teacher's distance."""
+def _beside(table: pd.DataFrame, teacher: pd.Series) -> Finding:
+    """GDD of a table beside its teacher's distances, one of each range of sampling seeds."""
     row = intervals(table).set_index("run").loc["GDD"]
-    if row["training_seeds"] < 2:
-        said = OPEN
-    else:
-        said = HOLDS if row["high"] < teacher else FAILS if row["low"] > teacher else OPEN
-    return Finding(said, f"{_said('GDD', row)}, teacher {_number(teacher)}", row["mean"] / teacher,
-                   row["low"] / teacher, row["high"] / teacher, int(row["training_seeds"]))
+    mean, low, high = teacher.mean(), teacher.min(), teacher.max()
+    said = HOLDS if row["high"] < low else FAILS if row["low"] > high else OPEN
+    span = f" ({_number(low)} to {_number(high)})" if low < high else ""
+    return Finding(said if row["training_seeds"] > 1 else OPEN,
+                   f"{_said('GDD', row)}, teacher {_number(mean)}{span}", row["mean"] / mean,
+                   row["low"] / high, row["high"] / low, int(row["training_seeds"]))
 
 
 def _peaks(tables: Tables) -> Finding:

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from analysis import tables
 from analysis.extractors import evaluator, extractor, new_classifier
@@ -243,21 +242,29 @@ def real_sample(profile_name: str, n: int) -> Images:
     else from the data. Raises ValueError if there are fewer."""
     chosen = profile(profile_name)
     path = chosen.shipped / REAL if chosen.shipped else None
-    labels: Tensor | None
-    if path and path.is_file():
-        wanted = {"images": (np.uint8, chosen.shape), "labels": (np.int64, ())}
-        headers = array_headers(path)
-        for name, (dtype, rest) in wanted.items():
-            if name not in headers or headers[name].dtype != dtype or headers[name].shape[
-                    1:] != rest:
-                raise ValueError(f"{path} has no {name} of this profile; delete it, or ship anew")
-        images, labels = (torch.from_numpy(read_array(path, name, Budget(bytes=1 << 28)))
-                          for name in wanted)
-    else:
-        data = open_images(chosen.data, in_memory=0)
-        picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]
-        images, labels = data.images[picked], data.labels
-        labels = None if labels is None else labels[picked]
-    if len(images) < n:
-        raise ValueError(f"{path or chosen.data} has {len(images)} real images; {n} are asked for")
-    return Images(chosen.title, images[:n], None if labels is None else labels[:n])
+    if not path or not path.is_file():
+        return drawn_sample(chosen, n)
+    wanted = {"images": (np.uint8, chosen.shape), "labels": (np.int64, ())}
+    headers = array_headers(path)
+    for name, (dtype, rest) in wanted.items():
+        if name not in headers or headers[name].dtype != dtype or headers[name].shape[1:] != rest:
+            raise ValueError(f"{path} has no {name} of this profile; delete it, or ship anew")
+    images, labels = (torch.from_numpy(read_array(path, name, Budget(bytes=1 << 28)))
+                      for name in wanted)
+    _check_count(len(images), n, path)
+    return Images(chosen.title, images[:n], labels[:n])
+
+
+def drawn_sample(chosen: Profile, n: int) -> Images:
+    """n images of a profile's data with their labels, always the same. Raises ValueError if there
+    are fewer."""
+    data = open_images(chosen.data, in_memory=0)
+    _check_count(len(data), n, chosen.data)
+    picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:n]
+    labels = None if data.labels is None else data.labels[picked]
+    return Images(chosen.title, data.images[picked], labels)
+
+
+def _check_count(found: int, n: int, place: Path | str) -> None:
+    if found < n:
+        raise ValueError(f"{place} has {found} real images; {n} are asked for")

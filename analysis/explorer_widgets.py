@@ -28,6 +28,7 @@ from gdd.weights import checkpoint, zoo
 
 LADDER = "heun:18"
 WIDTH = 620  # screen pixels of a picture
+MAPS = 256  # of a block, at most
 STATISTICS = ("mean_abs", "rms", "std")
 
 
@@ -131,10 +132,11 @@ class Explorer(widgets.VBox):
         zoom = max(1, WIDTH // (len(minds) * (minds.shape[-1] + 2)))
         self.images.value = grid_png(_marked(to_uint8(minds).cpu(), step), columns=len(minds),
                                      zoom=min(zoom, 8))
-        visit = probe.visits[step]
+        visit, count = probe.visits[step], len(found.channels)
+        shown = f"{count}" if count <= MAPS else f"first {MAPS} of {count}"
         self.said.value = (f"{_escaped(self.name)}, {probe.sampler}: call {step + 1} of "
                            f"{len(probe.visits)}, sigma {visit.sigma:.3g}, {self.block.value}; "
-                           f"below the curve its {len(found.channels)} channels for image "
+                           f"below the curve its {shown} channels for image "
                            f"{self.image.value}, then that image in mind at every call")
         self.changed.value = self._differences()
 
@@ -188,11 +190,11 @@ class _Lines:
 
 
 def _channels(look: Look) -> bytes:
-    """Every channel's map in grey, from its least to its largest value."""
+    """Every channel's map, of the first MAPS, in grey, from its least to its largest value."""
     flat = look.channels.flatten(1)
     low, high = (x.view(-1, 1, 1) for x in (flat.min(dim=1).values, flat.max(dim=1).values))
     scaled = (look.channels - low) / (high - low).clamp(min=1e-12)
-    maps = (scaled[:256, None] * 255).to(torch.uint8)
+    maps = (scaled[:MAPS, None] * 255).to(torch.uint8)
     columns = min(16, math.ceil((2 * len(maps))**0.5))
     zoom = max(1, WIDTH * 2 // 3 // (columns * (maps.shape[-1] + 2)))
     return grid_png(maps, columns=columns, zoom=min(zoom, 8))

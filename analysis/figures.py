@@ -40,25 +40,27 @@ class Figure:
     notebook: str
     runs: tuple[str, ...]
     parameters: Mapping[str, Any]
+    needs: str = ""  # the run without which there is nothing to draw
     after: tuple[str, ...] = ()  # figures whose tables it reads
     judged: bool = False  # whether it takes distances of its runs' images
 
 
 FIGURES = {
-    "fig01": Figure("fig01_overview", ("gdd", "gdd-i", "cd"), {"policy": "gdd-i"}),
+    "fig01": Figure("fig01_overview", ("gdd", "gdd-i", "cd"), {"policy": "gdd-i"}, needs="gdd"),
     "fig02": Figure("fig02_rel_fid", ("teacher", "gdd", "k-step-*", "two-step-*"),
-                    {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}, judged=True),
+                    {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}, needs="gdd",
+                    judged=True),
     "fig03": Figure("fig03_activations", ("teacher", "gdd", "gdd-i"),
                     {"run": "", "n_images": 0, "steps": 18, "statistic": "mean_abs",
                      "part": "conv1"}),
     "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
-                    {"seed_ranges": 0}, judged=True),
+                    {"seed_ranges": 0}, needs="gdd", judged=True),
     "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100},
                     judged=True),
     "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
     "ablations": Figure("ablations", ("gdd", "gdd-i"), {}),
     "editing": Figure("editing", ("teacher", "gdd-i", "k-step-4", "cond-gdd-i"),
-                      {"n_images": 0, "mask": "right", "steps": 50}),
+                      {"n_images": 0, "mask": "right", "steps": 50}, needs="gdd-i"),
     "importance": Figure("importance", ("teacher", "gdd", "gdd-i"),
                          {"n_images": 0, "steps": 18, "bands": 6, "percent": 0, "distance": 0}),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
@@ -130,6 +132,9 @@ def main(args: Figures) -> None:
         if "ablations" in figures and verdicts.ablations(args.profile).empty:
             print("ablations: none of them is measured yet, at equal images, and they are left out")
             del figures["ablations"]
+    for key in [key for key, figure in figures.items() if {figure.needs} - {"", *needed}]:
+        print(f"{key}: there is no {figures[key].needs} to draw, and it is left out")
+        del figures[key]
     work = chosen.live or args.retrain or args.seeds or any(
         finished(chosen, run) is None for run in needed)
     if work and (lacking := missing_files(chosen)):
@@ -188,29 +193,30 @@ def _execute(figures: Mapping[str, Figure], args: Figures, parameters: dict[str,
     from analysis import notebooks
     from analysis.experiments import as_ready
 
-    chosen, tasks = profile(args.profile), {}
-    for key, figure in figures.items():
-        own = {name: value for name, value in parameters.items() if name != "output"}
-        folder = output_folder(key, args.profile, **{**figure.parameters, **parameters})
-        if parameters.get("output"):
-            own["output"] = str(folder.resolve())
-        task = notebooks.Task(figure.notebook, args.profile, own, _runs(chosen, figure), folder)
-        reason = "asked for" if args.retrain or args.fresh else notebooks.stale(task)
-        print(f"{key}: {reason or 'as it was made before'}", flush=True)
-        if reason:
-            tasks[key] = task
-    if args.list:
-        return
-    jobs = args.jobs or os.cpu_count() or 1
-    failures = []
-    first = [key for key in tasks if not figures[key].after]
-    for stage in (first, [key for key in tasks if key not in first]):
-        parts = [(key, tasks[key]) for key in stage]
-        made = as_ready(_timed, parts, jobs, preload=["papermill", "nbconvert"])
+    chosen, tasks, failures = profile(args.profile), {}, []
+    for later in (False, True):
+        todo = []
+        for key, figure in figures.items():
+            if bool(figure.after) != later:
+                continue
+            own = {name: value for name, value in parameters.items() if name != "output"}
+            folder = output_folder(key, args.profile, **{**figure.parameters, **parameters})
+            if parameters.get("output"):
+                own["output"] = str(folder.resolve())
+            task = notebooks.Task(figure.notebook, args.profile, own, _runs(chosen, figure), folder,
+                                  [FIGURES[other].notebook for other in figure.after])
+            reason = "asked for" if args.retrain or args.fresh else notebooks.stale(task)
+            print(f"{key}: {reason or 'as it was made before'}", flush=True)
+            if reason and not args.list:
+                tasks[key] = task
+                todo.append((key, task))
+        made = as_ready(_timed, todo, args.jobs, preload=["papermill", "nbconvert"])
         for key, seconds, error in made:
             shown = os.path.relpath(tasks[key].folder)
             print(f"{key}: {error or f'made in {shown} ({seconds:.0f} s)'}", flush=True)
             failures += [key] if error else []
+    if args.list:
+        return
     for folder in {task.folder for task in tasks.values()} | {FIGURES_FOLDER / chosen.name}:
         if folder.is_dir():
             write_pages(folder, args.profile)

@@ -67,7 +67,8 @@ def distances(points: Sequence[tuple[str, str]], profile_name: str, *, student: 
     now = pd.DataFrame(
         row for index in range(ranges) for name, sampler in others
         for row in rows(judges(profile_name)[0], name, sampler, profile_name, index,
-                        student=student, ranges=ranges))  # yapf: disable
+                        student=student, ranges=ranges)
+        if row["against"] != "test")  # yapf: disable
     return pd.concat([part for part in (before, now) if len(part)], ignore_index=True)
 
 

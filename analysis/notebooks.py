@@ -38,13 +38,15 @@ class Record(TypedDict):
 @dataclass(frozen=True)
 class Task:
     """A notebook to execute: its name, the profile, the parameters that are not its defaults, the
-    runs that it draws on, and the files that it makes in `folder`."""
+    runs that it draws on, the files that it makes in `folder`, and notebooks whose tables it
+    reads."""
 
     notebook: str
     profile: str
     parameters: Mapping[str, Any]
     runs: Sequence[str]
     folder: Path
+    after: Sequence[str] = ()
 
     @property
     def home(self) -> Path:
@@ -81,8 +83,8 @@ def inputs(task: Task) -> dict[str, str]:
             f for package in ("gdd", "analysis") for f in (PACKAGES / package).rglob("*.py")):
         code.update(path.read_bytes())
     measured = hashlib.sha256()
-    for path in sorted(task.folder.glob("*.csv")):
-        if path.stem in tables.MEASURED:
+    for path in sorted(tables.path("", task.profile).parent.glob("*.csv")):
+        if path.stem in (*tables.MEASURED, *task.after):
             measured.update(path.read_bytes())
     return {
         "the notebook": hashlib.sha256(source(

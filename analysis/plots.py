@@ -250,12 +250,14 @@ def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *
 
 
 def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> Axes:
-    """A grid of uint8 images (N,C,H,W), row by row, pixels as they are."""
+    """A grid of uint8 images (N,C,H,W), row by row, pixels as they are; white where the last row
+    has none."""
     ax = ax or plt.gca()
-    framed = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=255)
+    places = ((0, -len(images) % columns), (0, 0), (0, 1), (0, 1))
+    framed = np.pad(images, places, constant_values=255)
     n, c, h, w = framed.shape
     rows = n // columns
-    grid = framed[:rows * columns].reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2)
+    grid = framed.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2)
     grid = grid.reshape(rows * h, columns * w, c)[:-1, :-1]
     ax.imshow(grid if c == 3 else grid[..., 0], cmap="gray", vmin=0, vmax=255,
               interpolation="nearest")

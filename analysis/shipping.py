@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from analysis import measurements, tables
-from analysis.experiments import REAL, real_sample
+from analysis.experiments import REAL, drawn_sample
 from analysis.fid.frechet import FeatureStats
 from analysis.fid.sources import save_statistics
 from analysis.judges import judges, real
@@ -66,7 +66,7 @@ def write_real(profile_name: str) -> None:
     chosen = profile(profile_name)
     assert chosen.shipped is not None
     most = min(max(chosen.n_activations, 256), len(open_images(chosen.data, in_memory=0)))
-    sample, content = real_sample(profile_name, most), io.BytesIO()
+    sample, content = drawn_sample(chosen, most), io.BytesIO()
     assert sample.labels is not None
     np.savez_compressed(content, images=np.asarray(sample.images), labels=sample.labels.numpy())
     write_atomically(chosen.shipped / REAL, content.getvalue())

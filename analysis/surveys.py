@@ -25,7 +25,7 @@ from filelock import FileLock
 from analysis import measurements, tables
 from analysis.experiments import as_ready, obtain, train_missing
 from analysis.figures import FIGURES
-from analysis.judges import judges, sharing
+from analysis.judges import judges, sharing, summaries
 from analysis.nearest import measured_neighbours, nearest_table
 from gdd.profiles import Profile, profile, require
 from gdd.samplers import sampler_of
@@ -67,9 +67,16 @@ def measure(profile_name: str, names: Sequence[str], *, anew: bool = False) -> N
     with sharing() if chosen.live else nullcontext():  # else features are kept on disk for good
         for work in todo:
             _measure(*work, profile_name)
-        if anew or tables.read("floor", profile_name).empty:
+        if anew or not _has_floor(profile_name):
             floor = measurements.measured_floor(profile_name, chosen.seed_ranges)
             tables.write(floor, "floor", profile_name)
+
+
+def _has_floor(profile_name: str) -> bool:
+    """Whether floor.csv has all draws by every judge."""
+    rows, draws = tables.read("floor", profile_name), range(profile(profile_name).seed_ranges)
+    wanted = {(judge.metric, draw) for judge in judges(profile_name) for draw in draws}
+    return not rows.empty and wanted <= set(zip(rows["metric"], rows["draw"], strict=True))
 
 
 def _todo(profile_name: str, names: Sequence[str],
@@ -111,7 +118,8 @@ def _parts(chosen: Profile) -> dict[str, tuple[Measure, list[Part]]]:
         "neighbours": (measured_neighbours, first),
         "seeds": (_seeds, seeds),
         "snapshots": (_snapshots, snapshots),
-        "memory": (nearest_table, shown), }
+        # beside pictures that nobody trained on
+        "memory": (nearest_table, shown if chosen.test else []), }
 
 
 def _missing(table: str, parts: Sequence[Part], profile_name: str) -> list[Part]:
@@ -164,10 +172,14 @@ def _measure(table: str, measure: Measure, parts: Sequence[Part], todo: Sequence
 
 
 def _measured(measure: Measure, part: Part, profile_name: str) -> tuple[Part, pd.DataFrame]:
-    """In a process of its own, which goes on with another part: what is kept is kept for it."""
+    """In a process of its own, which goes on with another part; of hundreds none leaves its
+    features."""
     torch.set_num_threads(1)
     name, *rest = part
-    return part, measure(name, profile_name, *rest)
+    try:
+        return part, measure(name, profile_name, *rest)
+    finally:
+        summaries.cache_clear()
 
 
 def _seeds(name: str, profile_name: str, sampler: str, seeds: str) -> pd.DataFrame:

@@ -75,13 +75,12 @@ def load(file: Path, **options: Any) -> pd.DataFrame:
 
 
 def of_figures(profile_name: str, *needed: str) -> dict[str, pd.DataFrame]:
-    """The tables beside the profile's figures, by their names. Raises ValueError if there are none,
-    or one that is needed is not there."""
+    """The tables beside the profile's figures, by their names. Raises ValueError if one that is
+    needed is not there."""
     folder = path("", profile_name).parent
     files = [*sorted(folder.glob("fig*.csv")), *folder.glob("spectrum.csv")]
     found = {file.stem: load(file) for file in files}
-    lacking = [f"{name}.csv" for name in needed if name not in found]
-    if lacking or not found:
-        raise ValueError(f"{folder} has no {' and no '.join(lacking) or 'figures'} yet; "
+    if lacking := [f"{name}.csv" for name in needed if name not in found]:
+        raise ValueError(f"{folder} has no {' and no '.join(lacking)} yet; "
                          "`python -m analysis.figures` makes all")
     return found

@@ -32,16 +32,17 @@ def hyperparameters(profile_name: str) -> pd.DataFrame:
     """GDD's config in the paper's profiles and in this one, a row each."""
     chosen = profile(profile_name)
     listed = {p.name: p for p in profiles().values() if p.reference or p.name == chosen.name}
-    return pd.DataFrame([_row(p) for p in (listed | {chosen.name: chosen}).values()])
+    every = (listed | {chosen.name: chosen}).values()
+    return pd.DataFrame([_row(p) for p in every if "gdd" in p.runs])
 
 
 def _row(chosen: Profile) -> dict[str, object]:
-    config, frozen = chosen.config("gdd"), chosen.config("gdd-i")
+    config, frozen = chosen.runs["gdd"], chosen.runs.get("gdd-i")
     return {
         "profile": chosen.name, "teacher": config.teacher, "batch": config.batch_size, "images":
-        config.total_images, "lr": config.lr, "lr, GDD-I": frozen.lr, "d_lr": config.d_lr, "betas":
-        f"{config.betas[0]:g}, {config.betas[1]:g}", "R1": config.r1_gamma, "R1 every":
-        config.r1_interval, "EMA half-life, images": config.ema_halflife_images, "backbones":
-        ", ".join(config.backbones), "pixels": config.d_image_size, "precision": config.precision,
-        "fakes": "reused" if config.reuse_fakes else "fresh", "losses": config.reduction, "seed":
-        config.seed}
+        config.total_images, "lr": config.lr, "lr, GDD-I": frozen.lr if frozen else None, "d_lr":
+        config.d_lr, "betas": f"{config.betas[0]:g}, {config.betas[1]:g}", "R1": config.r1_gamma,
+        "R1 every": config.r1_interval, "EMA half-life, images": config.ema_halflife_images,
+        "backbones": ", ".join(config.backbones), "pixels": config.d_image_size, "precision":
+        config.precision, "fakes": "reused" if config.reuse_fakes else "fresh", "losses":
+        config.reduction, "seed": config.seed}

@@ -19,7 +19,8 @@ def intervals(table: pd.DataFrame) -> pd.DataFrame:
     each seed's averaged over its ranges of sampling seeds; `training_seeds` and `seed_ranges` say
     how many."""
     keys = ["run", "sampler", *_SAME]
-    by_seed = table.groupby([*keys, "training_seed"], sort=False)["distance"]
+    by_seed = table.dropna(subset="distance").groupby([*keys, "training_seed"],
+                                                      sort=False)["distance"]
     found = by_seed.agg(["mean", "size"]).reset_index()
     over = found.groupby(keys, sort=False)
     return over.agg(mean=("mean", "mean"), low=("mean", "min"), high=("mean", "max"),
@@ -30,6 +31,22 @@ def training_seeds(table: pd.DataFrame) -> str:
     """How many each run of a table has: `3`, or `1 to 3` where they differ."""
     counts = table.groupby("run")["training_seed"].nunique()
     return " to ".join(str(count) for count in sorted({counts.min(), counts.max()}))
+
+
+def bars(table: pd.DataFrame) -> str:
+    """What error bars over a table's training seeds span, in words (`plots.plot_distances`)."""
+    counts = table.groupby("run")["training_seed"].nunique()
+    if counts.max() == 1:
+        return "ranges of sampling seeds of one training seed"
+    single = ", or of the only one ranges of sampling seeds" if counts.min() == 1 else ""
+    return f"training seeds ({training_seeds(table)}){single}"
+
+
+def drawn(of: pd.Series) -> str:
+    """What the floor is of, by that column of floor.csv."""
+    if set(of.dropna()) <= {"data"}:
+        return "two disjoint draws of n real images"
+    return "two disjoint draws of n of the teacher's images, for there are fewer than 2n real ones"
 
 
 def verdict(one: pd.Series, other: pd.Series) -> str:

@@ -40,8 +40,9 @@ class Backbone(nn.Module):
 
 
 class ClassifierBackbone(Backbone):
-    """VGG-like classifier of small images (N,channels,R,R), four stages that halve R; the taps are
-    their ends. It is for profiles that train their own; it never grades its own work."""
+    """VGG-like classifier of small images (N,channels,R,R), four stages of which all but the first
+    halve R; the taps are their ends. It is for profiles that train their own; it never grades its
+    own work."""
     def __init__(self, name: str, channels: int, resolution: int, classes: int,
                  tap_channels: Sequence[int] = (32, 64, 96, 128)):
         super().__init__()
@@ -97,6 +98,10 @@ class TimmBackbone(Backbone):
         levels = self.network.feature_info
         self.pyramid = len({level["reduction"] for level in levels}) == 1
         if self.pyramid:
+            own = self.network.pretrained_cfg["input_size"][-1]
+            if image_size != own:
+                raise ValueError(f"d_image_size must be {own} with backbone {name}, whose position "
+                                 f"embedding has that size; got {image_size}")
             self.taps = [len(levels) * k // 4 - 1 for k in (1, 2, 3, 4)]
         else:  # VGG's last level is a pooling, which the paper leaves out
             modules = [self.network.get_submodule(level["module"]) for level in levels]

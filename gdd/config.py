@@ -139,7 +139,7 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Hardware:
     """What a run is computed on. It decides speed and memory, and of the weights the last digits
-    only."""
+    only; a teacher with dropout drops others."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""

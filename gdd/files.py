@@ -83,10 +83,11 @@ def scratch() -> Iterator[Path]:
     if len(str(above)) > _MOST_SOCKET and Path("/tmp").is_dir():
         above = Path("/tmp")
     for folder in above.glob(f"{prefix}*"):
-        found = folder.lstat()
-        own = stat.S_ISDIR(found.st_mode) and (os.name != "posix" or found.st_uid == os.getuid())
-        if own and _abandoned(folder.name.removeprefix(prefix)):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process sweeps, too
+            found = folder.lstat()
+            own = os.name != "posix" or found.st_uid == os.getuid()
+            if own and stat.S_ISDIR(found.st_mode) and _abandoned(folder.name.removeprefix(prefix)):
+                shutil.rmtree(folder, ignore_errors=True)
     folder = above / f"{prefix}{_owner()}"
     folder.mkdir(mode=0o700)
     try:

@@ -40,7 +40,6 @@ KAIMING_ZERO = ("kaiming_uniform", 0.0, 0.0)
 class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, *, init, bias: bool = True):
         super().__init__()
-        self.in_features = in_features
         fans = (in_features, out_features)
         self.weight = _draw([out_features, in_features], fans, init, bias=False)
         self.bias = _draw([out_features], fans, init, bias=True) if bias else None
@@ -162,9 +161,9 @@ class PositionalEmbedding(nn.Module):
 
 class FourierEmbedding(nn.Module):
     """(N,) -> (N,C): cosines, then sines, at fixed random frequencies."""
-    def __init__(self, channels: int, scale: float = 16.0):
+    def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", torch.empty(channels // 2).normal_(std=scale))
+        self.register_buffer("freqs", torch.empty(channels // 2).normal_(std=16))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.outer(x, 2 * math.pi * self.get_buffer("freqs"))

@@ -27,8 +27,8 @@ Denoise = Callable[..., Tensor]
 Position = TypeVar("Position", float, Tensor)
 
 
-def sigma_ladder(steps: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX,
-                 rho: float = RHO) -> Tensor:
+def sigma_ladder(steps: int, *, sigma_min: float = SIGMA_MIN,
+                 sigma_max: float = SIGMA_MAX) -> Tensor:
     """EDM eq. 5: `steps` noise levels from sigma_max down to sigma_min, then 0; float64, shape
     (steps + 1,).
 
@@ -37,8 +37,8 @@ def sigma_ladder(steps: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float =
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
     ramp = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-    low, high = sigma_min**(1 / rho), sigma_max**(1 / rho)
-    return torch.cat([(high + ramp * (low - high))**rho, torch.zeros(1, dtype=torch.float64)])
+    low, high = sigma_min**(1 / RHO), sigma_max**(1 / RHO)
+    return torch.cat([(high + ramp * (low - high))**RHO, torch.zeros(1, dtype=torch.float64)])
 
 
 def generator_ladder(steps: int) -> Tensor:

@@ -196,6 +196,8 @@ def test_figure_3_of_a_unet_of_diffusers(statistic):
     caption = describe(table)
     assert "from sigma 80 to 0.01 (sampling" in caption
     assert "EMA" not in caption
+    drawn = {"bands": "spectral power in each band", "channel": "at which they are most active"}
+    assert drawn.get(statistic, "Lines: min-max normalised") in caption
     read = pd.read_csv(io.StringIO(table.to_csv(index=False)))  # drawn again from its csv file
     figure = plot_page(read)
     shown = [

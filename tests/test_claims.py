@@ -63,10 +63,10 @@ def test_the_papers_own_world():
     assert row["training_seeds"] == 2
 
 
-def judged(**runs):
+def judged(metric="Other", **runs):
     """What `make seeds` writes of a further judge, by run and training seed."""
     rows = [dict(run=run.replace("_", "-"), training_seed=k, sampler=sampler, against="data",
-                 metric="Other", n=9, distance=d) for run, distances in runs.items()
+                 metric=metric, n=9, distance=d) for run, distances in runs.items()
             for sampler in ["heun:18" if run == "teacher" else "one-step"]
             for k, d in enumerate(distances)]  # yapf: disable
     return pd.DataFrame(rows)
@@ -91,10 +91,21 @@ def test_further_judges_speak_beside_the_first_that_decides(gdd, frozen, ahead):
     assert "Other" not in found["here"]["4 CD-I"]  # which it has not judged
 
 
+@pytest.mark.parametrize(("teacher", "said"), [([1.2, 1.8], HOLDS), ([1.05, 1.95], OPEN),
+                                               ([0.5, 0.9], FAILS)])
+def test_a_teacher_counts_by_its_ranges(teacher, said):
+    """GDD's training seeds are at 1 and 1.1."""
+    seeds = judged("FD", teacher=teacher, gdd=[1.0, 1.1]).assign(training_seed=0)
+    found = scorecard(tables() | {"seeds": seeds}).set_index("claim").loc["2 teacher"]
+    assert found["verdict"] == said
+    assert f"teacher {sum(teacher) / 2:g} ({teacher[0]:g} to {teacher[1]:g}) at" in found["here"]
+
+
 @pytest.mark.parametrize(("claim", "table", "where", "value", "said"), [
     ("1 steps, rel", "fig02_rel_fid", dict(panel="A1", kind="rel", x=4.0), 0.1, FAILS),
     ("1 steps, rel", "fig02_rel_fid", dict(panel="A1", kind="rel", x=4.0), 1.05, OPEN),
     ("1 steps, abs", "fig02_rel_fid", dict(panel="A1", kind="abs", x=4.0), 9.0, FAILS),
+    ("1 steps, abs", "fig02_rel_fid", dict(panel="A1", kind="abs", x=4.0), 1.3, OPEN),
     ("1 sigma, rel", "fig02_rel_fid", dict(panel="B", kind="rel", x=3.0), 0.5, FAILS),
     ("1 sigma, abs", "fig02_rel_fid", dict(panel="B", kind="abs", x=3.0), 0.1, FAILS),
     ("2 instance", "fig04_consistency", dict(run="CD"), 0.5, FAILS),

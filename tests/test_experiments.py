@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import re
 
 import pandas as pd
+import patches_profile
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from analysis.fid.sources import open_source
 from gdd.freezing import freeze
 from gdd.profiles import digits, profile
 from gdd.samplers import sampler_of
-from gdd.training.start import digest, finished, missing_files, shipped
+from gdd.training.start import any_finished, digest, finished, missing_files, shipped
 from gdd.weights import checkpoint, zoo
 
 DESK = profile("desk")
@@ -77,6 +79,21 @@ def test_a_digest_follows_everything_a_run_starts_from():
     assert digest(judged, "gdd") != before["gdd"]
     assert digest(DESK, "gdd@1") != before["gdd"]
     assert len({before[name] for name in SHIPPED}) == len(SHIPPED)
+    own = dataclasses.replace(DESK, shipped=None)  # one's own: also what a classifier learns from
+    for change in (dict(mirror=True), dict(holdout=9), dict(classes=11)):
+        assert digest(dataclasses.replace(own, **change), "digits") != digest(own, "digits")
+        assert digest(dataclasses.replace(own, **change), "gdd") != digest(own, "gdd")
+
+
+@pytest.mark.parametrize(("name", "way"), [
+    ("looks", "classifier looks of profile patches is not trained yet: `python -m "
+     "analysis.figures --profile tests/patches_profile.py` trains it"),
+    ("edm", "`python -m gdd train tests/patches_profile.py-edm --folder FOLDER` makes it")])
+def test_what_is_not_trained_is_told_with_a_command_that_makes_it(name, way):
+    with pytest.raises(ValueError, match=re.escape(way)):
+        any_finished(patches_profile.PROFILE, name, called="tests/patches_profile.py")
+    with pytest.raises(ValueError, match="python -m gdd train cifar10-small-teacher --folder"):
+        any_finished(profile("cifar10-small"), "teacher")
 
 
 def test_the_judge_shares_nothing_with_the_discriminators_backbone():

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -55,6 +56,26 @@ def test_notebooks_have_the_parameters_that_the_command_knows(key):
     exec(cell.source, found)  # literals only, as tests/test_structure.py asserts
     found = {name: value for name, value in found.items() if not name.startswith("__")}
     assert found == {"profile": "desk", "output": ""} | dict(figure.parameters)
+
+
+def test_a_grid_has_every_image():
+    images = np.full((5, 1, 2, 2), 7, np.uint8)
+    (shown, ) = plots.plot_images(images, columns=3).get_images()
+    grid = np.asarray(shown.get_array())
+    assert (grid == 7).sum() == images.size
+    assert grid.shape == (5, 8)  # two rows of three, a pixel apart
+
+
+def test_a_notebook_is_stale_once_a_table_that_it_reads_has_changed(tmp_path, monkeypatch):
+    """Wherever its own figure goes."""
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    (tmp_path / "smoke").mkdir()
+    task = notebooks.Task("tables", "smoke", {}, [], tmp_path / "elsewhere", ["fig04_consistency"])
+    seen = []
+    for name in ("seeds", "fig04_consistency", "fig02_rel_fid"):
+        (tmp_path / "smoke" / f"{name}.csv").write_text("a\n1\n")
+        seen.append(notebooks.inputs(task)["a measured table"])
+    assert seen[0] != seen[1] == seen[2]
 
 
 def test_parameters_are_read_as_literals():

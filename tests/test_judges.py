@@ -123,10 +123,23 @@ def rows(run, *seeds, images=100, metric="FD", against="data"):
         for k, value in enumerate(seeds) for shift in (-0.5, 0.5)])  # yapf: disable
 
 
+@pytest.mark.parametrize(("runs", "said"), [
+    ([("gdd", 3)], "training seeds (3)"),
+    ([("gdd", 3), ("cd", 1)], "training seeds (1 to 3), or of the only one ranges of sampling"),
+    ([("cd", 1)], "ranges of sampling seeds of one training seed")])
+def test_what_bars_span_is_said(runs, said):
+    table = pd.concat(rows(run, *range(seeds)) for run, seeds in runs)
+    assert verdicts.bars(table).startswith(said)
+    assert verdicts.drawn(pd.Series(["data"])) == "two disjoint draws of n real images"
+    assert "teacher" in verdicts.drawn(pd.Series(["teacher"]))
+
+
 def test_an_interval_spans_the_means_of_training_seeds():
     found = verdicts.intervals(rows("gdd", 3.0, 5.0)).iloc[0]
     assert (found["mean"], found["low"], found["high"]) == (4, 3, 5)
     assert (found["training_seeds"], found["seed_ranges"]) == (2, 2)
+    one = verdicts.intervals(rows("gdd", 3.0, float("nan"))).iloc[0]
+    assert (one["mean"], one["training_seeds"]) == (3, 1)
 
 
 def test_how_many_training_seeds_is_said_of_runs_that_differ():
@@ -288,7 +301,8 @@ def test_what_a_table_has_is_not_measured_again(tmp_path, monkeypatch):
         "seeds": measurements.span(chosen, index), "digest": stamps[against]}
         for index in range(2) for kind, against in zip(
             measurements.KINDS, ("data", student, student), strict=True)])  # yapf: disable
-    monkeypatch.setattr(measurements, "rows", lambda *_, **__: [{"distance": 1.0}])
+    now = {"distance": 1.0, "against": "data"}
+    monkeypatch.setattr(measurements, "rows", lambda *_, **__: [now])
     points = [("gdd", "one-step"), ("gdd", "k-step:2")]
     for change, ranges, wanted in (
             (kept, 2, [7.0] * 6 + [1.0] * 2), (kept, 1, [7.0] * 3 + [1.0]), (kept, 3, [1.0] * 6),
@@ -330,6 +344,28 @@ def test_figures_of_some_runs_leave_out_the_ablations(monkeypatch, tmp_path, cap
     assert "ablations: none of them is measured yet" in said
     assert "ablations: it" not in said
     assert "fig02: it has not been made yet" in said
+
+
+def test_figures_without_their_run_are_left_out(monkeypatch, tmp_path, capsys):
+    """As after a night that ended with the teacher."""
+    rows = tables.read("seeds", "cifar10-16")
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    tables.write(rows[rows["run"] == "teacher"], "seeds", "cifar10-16")
+    figures.main(figures.Figures(profile="cifar10-16", list=True))
+    said = capsys.readouterr().out
+    for key, run in (("fig01", "gdd"), ("fig02", "gdd"), ("fig04", "gdd"), ("editing", "gdd-i")):
+        assert f"{key}: there is no {run} to draw, and it is left out" in said
+        assert f"{key}: it has not" not in said
+    assert "fig03: it has not been made yet" in said
+
+
+def test_a_floor_lacks_what_a_new_judge_has_not_measured(monkeypatch, tmp_path):
+    rows = tables.read("floor", "cifar10-16")
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    for kept, whole in ((rows, True), (rows[rows["metric"] != "SWD10k"], False),
+                        (rows[rows["draw"] > 0], False)):
+        tables.write(kept, "floor", "cifar10-16")
+        assert surveys._has_floor("cifar10-16") == whole
 
 
 def test_an_unknown_run_is_refused_before_anything_is_trained():

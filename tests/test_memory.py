@@ -42,10 +42,11 @@ def measured(config, digits, start, backbone, micro):
 
 
 @pytest.mark.parametrize(("variant", "micro"), [("edm", 64), ("gdd-i", 64), ("gdd-i", 32),
-                                                ("k-step", 64), ("gdd+cd", 64), ("ctm", 32)])
+                                                ("k-step", 64), ("gdd+cd", 64), ("ctm", 32),
+                                                ("gdd-sum-reuse", 16), ("gdd", 16)])
 def test_the_estimate_is_what_a_real_run_takes(variant, micro, digits):
     config = dataclasses.replace(GDD, **VARIANTS[variant], batch_size=64, total_images=64 * 3,
-                                 d_batch_norm_images=32)
+                                 d_batch_norm_images=min(micro, 32))
     start = small_denoiser()
     real = measured(config, digits, start, small_backbone(), micro)
     found = estimate(config, start.config, [small_backbone()], micro_batch_size=micro)

@@ -13,12 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gdd import __main__ as commands
+from gdd.config import Hardware
 from gdd.data.images import open_images
 from gdd.denoiser import Denoiser
 from gdd.freezing import freeze
 from gdd.profiles import preset, profiles
 from gdd.profiles.paper import DEIT, LITE, LPIPS, TEACHERS, VGG
 from gdd.sampling import generate
+from gdd.training import command
 from gdd.training.command import Train, parse, train
 from gdd.training.run import run
 from gdd.training.start import missing_files
@@ -57,6 +59,29 @@ def test_profiles_are_the_papers_table(name):
     assert profile.config(preset(f"{name}-d2o")[1]) == replace(config, freeze="none")
     assert profile.config("cd").distance == profile.config("gdd+cd").distance == "lpips"
     assert profile.config("gdd@7") == replace(config, freeze="none", seed=7)
+
+
+def test_d2o_is_another_name_of_runs_not_of_files(tmp_path):
+    file = tmp_path / "d2o" / "mine.py"
+    file.parent.mkdir()
+    file.write_text("from gdd.profiles.digits import DESK as PROFILE\n")
+    found, run = preset(f"{file}-d2o-f")
+    assert (found.name, run) == ("desk", "gdd-i")
+
+
+@pytest.mark.parametrize(("hardware", "change", "said"), [
+    (Hardware(devices=4), {}, (64, "BatchNorm looks at 64 of them")),
+    (Hardware(devices=2), {}, (128, "give --micro-batch-size 64,")),
+    (Hardware(devices=2, micro_batch_size=96), dict(d_batch_norm_images=32),
+     (96, "give --micro-batch-size 32,")),
+    (Hardware(), dict(objective="edm"), (256, "give --micro-batch-size 128,")),
+    (Hardware(micro_batch_size=1), dict(objective="edm"), (1, "there are no smaller passes"))])
+def test_out_of_memory_is_told_with_what_the_engine_takes(hardware, change, said, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    profile, run = preset("cifar10-gdd-i")
+    micro, way_on = command.smaller_passes(replace(profile.config(run), **change), hardware)
+    assert micro == said[0]
+    assert way_on.startswith(said[1])
 
 
 @pytest.mark.parametrize("name", TEACHERS)

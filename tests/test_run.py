@@ -112,6 +112,9 @@ def test_a_changed_config_is_named_field_by_field_and_refused_unless_asked_for(t
         go(tmp_path, changed, keep=dataclasses.replace(QUARTERS, allow_change=("freeze", "size")))
     final = go(tmp_path, changed, keep=dataclasses.replace(QUARTERS,
                                                            allow_change=("lr", "r1_interval")))
+    longer = dataclasses.replace(changed, total_images=128)
+    with pytest.raises(ValueError, match=r"has seen 64 images, not 128; delete .* from nothing"):
+        go(tmp_path, longer, keep=dataclasses.replace(QUARTERS, allow_change=("total_images", )))
     assert checkpoint.read_metadata(final)["train"]["lr"] == 0.5
     assert json.loads((tmp_path / "config.json").read_text())["r1_interval"] == 3
 

@@ -64,7 +64,7 @@ class Summaries:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        self.made: dict[str, tuple[Source, Summary]] = {}
+        self.made: dict[str, tuple[dict[str, Any], Summary]] = {}  # with where it comes from
 
     def of(self, source: Source, *, classify: bool = False) -> Summary:
         """`classify` adds the Inception Score's parts, for a second pass through the extractor.
@@ -82,7 +82,8 @@ class Summaries:
         text = json.dumps(asked, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         if key not in self.made:
-            self.made[key] = source, self._cached(source, key, json.loads(text))
+            origin = source.identity | {"source": source.name, "extractor": self.extractor.name}
+            self.made[key] = origin, self._cached(source, key, json.loads(text))
         return self.made[key][1]
 
     def first(self) -> tuple[FeatureStats, dict[str, Any]]:
@@ -90,10 +91,8 @@ class Summaries:
         was."""
         if not self.made:
             raise ValueError("no moments were made that could be saved: give a source of images")
-        source, summary = next(iter(self.made.values()))
-        assert source.identity is not None
-        named = {"source": source.name, "extractor": self.extractor.name}
-        return summary.stats, source.identity | named
+        origin, summary = next(iter(self.made.values()))
+        return summary.stats, origin
 
     def _cached(self, source: Source, key: str, asked: dict[str, Any]) -> Summary:
         path = self.cache / f"{key}.safetensors" if self.cache else None

@@ -162,13 +162,16 @@ def preset(name: str) -> tuple[Profile, str]:
 
     Raises ValueError listing what there is.
     """
-    plain = name.replace("d2o-f", "gdd-i").replace("d2o", "gdd")
-    file, _, run = plain.partition(".py-")
+    file, _, run = name.partition(".py-")
     if run:
-        found = profile(f"{file}.py")
+        found, run = profile(f"{file}.py"), _plain(run)
         require(run, found.runs, f"run of {file}.py")
         return found, run
-    return require(plain, presets(), "preset")
+    return require(_plain(name), presets(), "preset")
+
+
+def _plain(name: str) -> str:
+    return name.replace("d2o-f", "gdd-i").replace("d2o", "gdd")
 
 
 @cache

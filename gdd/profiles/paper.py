@@ -44,6 +44,7 @@ TEACHERS = {
 CHECKPOINTS, DATASETS = Path("checkpoints"), Path("datasets")
 VGG, LITE, DEIT = "vgg16_bn", "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
 LITE2 = "tf_efficientnet_lite2"  # judges, and is kin to LITE
+BACKBONES = (VGG, LITE, LITE2, DEIT)
 LPIPS = "vgg16"  # the network LPIPS looks through
 
 

@@ -87,7 +87,9 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
 
     say = rank_zero_only(partial(print, flush=True))
     state = args.folder / "state.safetensors"
-    start = load_start(profile, config, partial(any_finished, profile), name)
+    file, _, own = args.preset.partition(".py-")
+    find = partial(any_finished, profile, called=f"{file}.py" if own else "")
+    start = load_start(profile, config, find, name)
     dataset = open_images(config.data)
     try:
         with on_interrupt(lambda: _left(state)), asked_to_stop() as asked:
@@ -99,10 +101,27 @@ def train(args: Train, *, evaluate: Any = None, best_by: str = "") -> None:
     except Stopped as stopped:
         say(f"{stopped}; go on with: {shlex.join([*_launcher(), *sys.argv[1:]])}")
     except torch.OutOfMemoryError:
-        micro = args.hardware.micro_batch_size or config.batch_size
-        raise RuntimeError(f"out of memory with {micro} images at once: give --micro-batch-size "
-                           f"{max(micro // 2, 1)}, which leaves the gradients as they are; "
-                           "--dry-run estimates what is needed") from None
+        micro, way_on = smaller_passes(config, args.hardware)
+        raise RuntimeError(f"out of memory with {micro} images at once: {way_on}; --dry-run "
+                           "estimates what is needed") from None
+
+
+def smaller_passes(config: TrainConfig, hardware: Hardware) -> tuple[int, str]:
+    """How many images a pass has, and what to do if they take more memory than there is."""
+    share = config.batch_size // int(os.environ.get("WORLD_SIZE") or _processes(hardware))
+    micro = min(hardware.micro_batch_size or share, share)
+    # what the discriminator's BatchNorm looks at stays together
+    group = (config.d_batch_norm_images or config.batch_size) if config.adversarial else 1
+    less = micro // 2 // group * group
+    if less:
+        return micro, f"give --micro-batch-size {less}, which leaves the gradients as they are"
+    if group > 1:
+        return micro, f"BatchNorm looks at {group} of them (d_batch_norm_images)"
+    return micro, "there are no smaller passes"
+
+
+def _processes(hardware: Hardware) -> int:
+    return max(hardware.devices, 1) * max(hardware.nodes, 1)
 
 
 def _left(state: Path) -> str:
@@ -116,8 +135,9 @@ def _launcher() -> list[str]:
     """What stood before the arguments: the command, or torchrun before its module."""
     words = called()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        module = words[1:] or ["-m", "gdd"]
-        return ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module]
+        module, machines = words[1:] or ["-m", "gdd"], os.environ.get("GROUP_WORLD_SIZE", "1")
+        nodes = [f"--nnodes={machines}", "..."] if machines != "1" else []
+        return ["torchrun", *nodes, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *module]
     return words
 
 
@@ -129,9 +149,10 @@ def _describe(profile: Profile, name: str, args: Train) -> None:
     from gdd.freezing import freeze
     from gdd.perceptual import Lpips
     from gdd.training.memory import estimate
-    from gdd.training.start import new_backbone, new_timm_backbone
+    from gdd.training.start import check_backbones, new_backbone, new_timm_backbone
 
     config, network = args.config, profile.network(name)
+    check_backbones(profile, config)
     print(json.dumps(dataclasses.asdict(config), indent=1))
     with torch.device("meta"):
         denoiser = Denoiser.from_config(network)
@@ -143,10 +164,11 @@ def _describe(profile: Profile, name: str, args: Train) -> None:
         new_backbone(profile, name) if name in profile.classifiers else new_timm_backbone(
             name, config) for name in config.backbones]
     lpips = Lpips() if config.distillation and config.distance == "lpips" else None
-    processes = max(args.hardware.devices, 1) * max(args.hardware.nodes, 1)
+    processes = _processes(args.hardware)
     share = config.batch_size // processes
     micro = min(args.hardware.micro_batch_size or share, share)
     print(f"memory of one of {processes} processes, {micro} images at once:")
-    needs = estimate(config, network, backbones, lpips, micro_batch_size=micro)
+    needs = estimate(dataclasses.replace(config, batch_size=share), network, backbones, lpips,
+                     micro_batch_size=micro)
     for what, size in {**needs, "in all, beside PyTorch itself": sum(needs.values())}.items():
         print(f"  {what}: {size / 1e9:.2f} GB" if size >= 1e9 else f"  {what}: {size / 1e6:.1f} MB")

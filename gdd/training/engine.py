@@ -71,7 +71,8 @@ class Engine:
         self.world, self.rank = self.fabric.world_size, self.fabric.global_rank
         self.device = self.fabric.device
         self._check_batch()
-        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, as for the paper's runs
+        # fp32 means fp32, as for the paper's runs
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def _check_batch(self) -> None:
         config = self.config

@@ -114,7 +114,7 @@ class RunFolder:
             _, metadata = checkpoint.load_with_metadata(self.final)
             what = f"{quoted(self.final)}: train"
             seen = typed(metadata.get("images_seen"), int, f"{quoted(self.final)}: images_seen")
-            if seen < config.total_images and "total_images" not in allowed:
+            if seen < config.total_images:
                 raise ValueError(f"{quoted(self.final)} has seen {seen:,} images, not "
                                  f"{config.total_images:,}")
             self._compare(config, typed(metadata.get("train"), dict[str, Any], what), allowed, what)

@@ -31,17 +31,18 @@ def estimate(
     *,
     micro_batch_size: int,
 ) -> dict[str, int]:
-    """Bytes one process needs, by what they are for, with micro-batches of so many images; nothing
-    is sharded.
+    """Bytes one process needs for the config's batch, by what they are for, with micro-batches of
+    so many images; nothing is sharded.
 
     `network` is the teacher's config. What PyTorch itself takes, a few hundred MB, and its
     workspaces come on top.
     """
-    # two micro-batches, so that the second one meets the first one's gradients
-    single = micro_batch_size >= config.batch_size
-    group = config.d_batch_norm_images if "gdd" in config.objective else 0
-    config = replace(config, batch_size=micro_batch_size * (1 if single else 2),
-                     d_batch_norm_images=group)
+    # two micro-batches, so that the second one meets the first one's gradients; or all, where the
+    # features of their fakes are kept for the discriminator
+    parts = -(-config.batch_size // micro_batch_size)
+    parts = parts if config.adversarial and config.reuse_fakes else min(parts, 2)
+    group = config.d_batch_norm_images if config.adversarial else 0
+    config = replace(config, batch_size=micro_batch_size * parts, d_batch_norm_images=group)
     # BatchNorm's forward mode leaves tensors on "meta" (PyTorch 2.15)
     on_cpu = functorch.patch(fake_tensor_prefer_device_type="cpu")
     with warnings.catch_warnings(), on_cpu, FakeTensorMode(allow_non_fake_inputs=True) as mode:

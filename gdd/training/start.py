@@ -18,7 +18,7 @@ from gdd.denoiser import Denoiser
 from gdd.files import ROOT, digest_of
 from gdd.perceptual import Distance, Lpips
 from gdd.profiles import RECIPE, Profile
-from gdd.profiles.paper import LPIPS, TEACHERS
+from gdd.profiles.paper import BACKBONES, LPIPS, TEACHERS
 from gdd.reading import quoted
 from gdd.weights import checkpoint, download, zoo
 
@@ -39,7 +39,10 @@ class Start:
 def digest(profile: Profile, name: str) -> str:
     """What addresses a run or classifier of the profile."""
     if name in profile.classifiers:
-        return digest_of(RECIPE, profile.data, asdict(profile.classifiers[name]))
+        # shipped ones were stamped without what their profiles always had
+        more = [profile.holdout, profile.mirror, profile.shape, profile.classes]
+        return digest_of(RECIPE, profile.data, asdict(profile.classifiers[name]),
+                         *([] if profile.shipped else more))
     config = profile.config(name)
     measured_by = [x for x in profile.extractors if x in profile.classifiers]
     needs = [config.teacher, *config.backbones, *measured_by]
@@ -72,13 +75,17 @@ def finished(profile: Profile, name: str) -> Path | None:
     return None
 
 
-def any_finished(profile: Profile, name: str) -> Path:
-    """Today's file of the run, else a shipped one of its name; raises ValueError with a way on."""
-    path = finished(profile, name) or shipped(profile, name)
+def any_finished(profile: Profile, name: str, called: str = "") -> Path:
+    """Today's file of the run or classifier, else a shipped one of its name; raises ValueError with
+    a way on, for which a profile of one's own is `called` by its file."""
+    path, called = finished(profile, name) or shipped(profile, name), called or profile.name
+    if path is None and name in profile.classifiers:
+        raise ValueError(f"classifier {name} of profile {profile.name} is not trained yet: `python "
+                         f"-m analysis.figures --profile {called}` trains it, beside the runs")
     if path is None:
-        command = f"python -m gdd train {profile.name}-{name} --folder FOLDER"
-        raise ValueError(f"teacher {name} of profile {profile.name} is not trained yet: `{command}`"
-                         " makes it; then name its file by --teacher")
+        raise ValueError(f"teacher {name} of profile {profile.name} is not trained yet: `python -m "
+                         f"gdd train {called}-{name} --folder FOLDER` makes it; then name its file "
+                         "by --teacher")
     return path
 
 
@@ -102,7 +109,7 @@ def missing_files(profile: Profile) -> list[str]:
         if name.startswith(RANDOM):
             continue
         try:
-            download.require_file(name)
+            (download.require_file if name in download.FILES else zoo.locate)(name)
         except FileNotFoundError as error:
             found.append(str(error))
     return found
@@ -118,6 +125,7 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
         return Start(Denoiser.from_config(profile.network(run)), [], None)
     if not config.teacher:
         raise ValueError(f"teacher must be named with objective {config.objective}; got ''")
+    check_backbones(profile, config)
     weights = {
         name: None if name.startswith(RANDOM) else download.require_file(name)
         for name in config.backbones if name not in profile.classifiers}
@@ -136,6 +144,17 @@ def load_start(profile: Profile, config: TrainConfig, find: Find, run: str = "")
         new_timm_backbone(name, config, weights[name]) if name in weights else load_backbone(
             profile, name, find(name)) for name in config.backbones]
     return Start(teacher, backbones, distance)
+
+
+def check_backbones(profile: Profile, config: TrainConfig) -> None:
+    """Raise ValueError if one is no classifier of the profile, no network whose weights are known,
+    and not random."""
+    known = [*profile.classifiers, *BACKBONES]
+    for name in config.backbones:
+        if name not in known and not name.startswith(RANDOM):
+            raise ValueError(
+                f"backbones must be of {', '.join(known)}, or {RANDOM} before the name "
+                f"of a network of timm; got {quoted(name)}")
 
 
 def new_timm_backbone(name: str, config: TrainConfig, weights: Path | None = None) -> TimmBackbone:

@@ -95,7 +95,10 @@ def load_state(path: Path | str, state: TrainState) -> dict[str, Any]:
     run."""
     tensors, said = checkpoint.read_tensors(path)
     metadata = _checked(path, tensors, said, state)
-    slots = {part: _slots(path, tensors, part, optimizer, metadata["images_seen"])
+    # of steps left out Adam knows nothing, and a scaler leaves some out uncounted
+    seen, skipped = metadata["images_seen"], metadata["skipped"]
+    stepped = not state.engine.scaler and seen > skipped * state.config.batch_size
+    slots = {part: _slots(path, tensors, part, optimizer, seen, stepped)
              for part, optimizer in _optimizers(state).items()}  # yapf: disable
     for part, module in _modules(state).items():
         module.load_state_dict({
@@ -148,10 +151,12 @@ def _checked(path: Path | str, tensors: Mapping[str, Tensor], said: Any,
     return metadata
 
 
-def _slots(path: Path | str, tensors: Mapping[str, Tensor], part: str,
-           optimizer: torch.optim.Optimizer, images_seen: int) -> dict[int, dict[str, Tensor]]:
+def _slots(path: Path | str, tensors: Mapping[str,
+                                              Tensor], part: str, optimizer: torch.optim.Optimizer,
+           images_seen: int, stepped: bool) -> dict[int, dict[str, Tensor]]:
     """What the optimizer keeps of each parameter, by its index. Raises ValueError if a slot is
-    missing or no parameter's; a parameter that gets no gradient has none."""
+    missing or no parameter's, or all are of one that has `stepped`; a parameter that gets no
+    gradient has none."""
     parameters = optimizer.param_groups[0]["params"]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -169,7 +174,7 @@ def _slots(path: Path | str, tensors: Mapping[str, Tensor], part: str,
             raise ValueError(f"{quoted(path)}: {quoted(key)} does not fit the run's {part}")
         slots.setdefault(number, {})[slot] = tensor
     lacking = [index for index, found in slots.items() if found.keys() != _SLOTS]
-    if lacking or (images_seen and not slots):
+    if lacking or (stepped and not slots):
         first = f"parameter {lacking[0]}" if lacking else "all parameters"
         raise ValueError(f"{quoted(path)} lacks a slot of {part} for {first}")
     return slots

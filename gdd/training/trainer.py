@@ -4,7 +4,8 @@ measures and saves.
 One signature for the EDM teacher, GDD, GDD-I, CD, CD-I, PD, CTM and GDD + CD, with one- to K-step
 generators. Every random number of a step comes from streams seeded by (seed, images seen), drawn on
 the CPU for the whole batch: a resumed run needs no random state, only its images count, and a step
-is the same on any number of processes. Torch's global stream is reseeded at every step.
+is the same on any number of processes. A teacher's dropout alone draws from torch's global stream,
+reseeded at every step, on its device and as its images come.
 """
 
 from collections.abc import Callable, Iterator, Sequence
