@@ -98,10 +98,6 @@ class TimmBackbone(Backbone):
         levels = self.network.feature_info
         self.pyramid = len({level["reduction"] for level in levels}) == 1
         if self.pyramid:
-            own = self.network.pretrained_cfg["input_size"][-1]
-            if image_size != own:
-                raise ValueError(f"d_image_size must be {own} with backbone {name}, whose position "
-                                 f"embedding has that size; got {image_size}")
             self.taps = [len(levels) * k // 4 - 1 for k in (1, 2, 3, 4)]
         else:  # VGG's last level is a pooling, which the paper leaves out
             modules = [self.network.get_submodule(level["module"]) for level in levels]
@@ -119,7 +115,11 @@ class TimmBackbone(Backbone):
         for key in ("mean", "std"):
             value = torch.tensor(self.network.pretrained_cfg[key])[:, None, None]
             self.register_buffer(key, value, persistent=False)
-        self.network = fold_batch_norms(self.network.eval(), image_size)
+        try:
+            self.network = fold_batch_norms(self.network.eval(), image_size)
+        except AssertionError as error:  # most ViTs take images of one size
+            raise ValueError(
+                f"d_image_size {image_size} is not for backbone {name}: {error}") from None
         self.network.to(memory_format=torch.channels_last)  # on a CPU 1.4x faster
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -161,7 +161,7 @@ BAD = {
     "other backbone": (["gdd", "train", "desk-gdd-i", "--folder", "{}/run", "--backbones",
                         "resnet18"], "backbones must be of digits-backbone, digits, vgg16_bn, "),
     "other size of a vit": (["gdd", "train", "ffhq-gdd-i", "--dry-run", "--d-image-size", "128"],
-                            "d_image_size must be 224 with backbone deit_base_distilled_patch16"),
+                            "d_image_size 128 is not for backbone deit_base_distilled_patch16_224"),
     "other teacher": (["gdd", "train", "desk-gdd-i", "--folder", "{}/run", "--teacher", "gddi"],
                       "gddi does not exist, and no shipped weights are called so"),
     "micro batch": (["gdd", "train", "desk-gdd-i", "--folder", "{}/run", "--micro-batch-size", "32",
