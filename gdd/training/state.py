@@ -151,9 +151,9 @@ def _checked(path: Path | str, tensors: Mapping[str, Tensor], said: Any,
     return metadata
 
 
-def _slots(path: Path | str, tensors: Mapping[str,
-                                              Tensor], part: str, optimizer: torch.optim.Optimizer,
-           images_seen: int, stepped: bool) -> dict[int, dict[str, Tensor]]:
+def _slots(path: Path | str, tensors: Mapping[str, Tensor], part: str,
+           optimizer: torch.optim.Optimizer, images_seen: int,
+           stepped: bool) -> dict[int, dict[str, Tensor]]:  # yapf: disable
     """What the optimizer keeps of each parameter, by its index. Raises ValueError if a slot is
     missing or no parameter's, or all are of one that has `stepped`; a parameter that gets no
     gradient has none."""
