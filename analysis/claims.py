@@ -6,8 +6,9 @@ A comparison of two generators holds, or does not, where the intervals over thei
 verdict is the first judge's of the profile; what the others say stands beside it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pandas as pd
 
@@ -70,48 +71,57 @@ def _number(x: float) -> str:
     return f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
-def _finals(tables: Tables) -> pd.DataFrame | None:
-    """Final distances to the data, by the titles of the runs."""
-    table = tables.get("fig04_consistency")
-    if table is None:
-        return None
-    finals = table[table["source"] == "final"]
-    return finals.assign(sampler="", against="data", n=0, images=0)
-
-
-def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Finding]:
-    def check(tables: Tables) -> Finding:
-        table = _finals(tables)
-        if table is None:
-            return Finding(ABSENT, "Figure 4 has not been made")
-        found = _ratio(table, one, other, wanted)
-        others = {judge: _ratio(rows, one, other, wanted) for judge, rows in _judges(tables)
-                  if judge not in set(table["metric"])}  # yapf: disable
-        return _with_others(found, others)
-
-    return check
-
-
-def _judges(tables: Tables) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Distances to the data by each judge of seeds.csv."""
-    seeds = tables.get("seeds", pd.DataFrame(columns=["run", "against", "metric"]))
-    named = seeds[seeds["against"] == "data"].assign(images=0)
-    named = named.assign(run=named["run"].replace(TITLES))
-    yield from named.groupby("metric", sort=False)
-
-
-def _with_others(found: Finding, others: Mapping[str, Finding]) -> Finding:
-    said = [f"{other.verdict} by {judge}: {other.here}" for judge, other in others.items()
+def _judged(rows: pd.DataFrame, check: Callable[[pd.DataFrame], Finding]) -> Finding:
+    """What the first judge of a table finds; what the others say stands beside it."""
+    if rows.empty:
+        return check(rows)
+    (_, found), *others = ((judge, check(part))
+                           for judge, part in rows.groupby("metric", sort=False))
+    said = [f"{other.verdict} by {judge}: {other.here}" for judge, other in others
             if other.verdict != ABSENT]  # yapf: disable
     return replace(found, here="; ".join([found.here, *said]))
 
 
+def _seeds(tables: Tables) -> pd.DataFrame:
+    """Distances by every judge, as `make seeds` measures them."""
+    columns = ["run", "sampler", "kind", "against", "metric", "distance"]
+    return tables.get("seeds", pd.DataFrame(columns=columns))
+
+
+def _and_others(rows: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a figure, and what is measured by judges that it does not show."""
+    others = measured[~measured["metric"].isin(rows["metric"])]
+    return rows if others.empty else pd.concat([rows, others], ignore_index=True)
+
+
+def _finals(tables: Tables) -> pd.DataFrame:
+    """Final distances to the data, by the titles of the runs."""
+    table, seeds = tables.get("fig04_consistency"), _seeds(tables)
+    if table is None:
+        return seeds[:0]
+    measured = seeds[(seeds["kind"] == "abs") & (seeds["against"] == "data")]
+    finals = _and_others(table[table["source"] == "final"],
+                         measured.assign(run=measured["run"].replace(TITLES)))
+    return finals.assign(against="data", n=0, images=0)
+
+
+def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Finding]:
+    def check(tables: Tables) -> Finding:
+        rows = _finals(tables).assign(sampler="")
+        return _judged(rows, lambda part: _ratio(part, one, other, wanted))
+
+    return check
+
+
 def _points(tables: Tables, panel: str, kind: str, least: float) -> pd.DataFrame:
     """The distances of a kind in a panel of Figure 2, each point as a run of its own."""
-    table = tables.get("fig02_rel_fid", pd.DataFrame(columns=["panel", "kind", "x"]))
+    table = tables.get("fig02_rel_fid", pd.DataFrame(columns=["panel", "kind", "x", "metric"]))
     rows = table[(table["panel"] == panel) & (table["kind"] == kind) & (table["x"] >= least)]
-    names = rows["x"].map(lambda x: _point(panel, x))
-    return rows.assign(run=names, sampler="", against=kind, images=0)
+    if rows.empty:
+        return rows
+    of = ["run", "sampler", "kind", "against"]
+    rows = _and_others(rows, _seeds(tables).merge(rows[[*of, "x"]].drop_duplicates(), on=of))
+    return rows.assign(run=rows["x"].map(lambda x: _point(panel, x)), sampler="", images=0)
 
 
 def _point(panel: str, x: float) -> str:
@@ -120,27 +130,28 @@ def _point(panel: str, x: float) -> str:
 
 def _grows(panel: str, least: float) -> Callable[[Tables], Finding]:
     """rel-FD at a panel's largest x beside that at its least x from `least` on."""
-    def check(tables: Tables) -> Finding:
-        rows = _points(tables, panel, "rel", least)
-        if rows["x"].nunique() < 2:
-            return Finding(ABSENT, f"fewer than two points in panel {panel}")
-        return _ratio(rows, _point(panel, rows["x"].max()), _point(panel, rows["x"].min()), HIGHER)
+    return lambda tables: _judged(_points(tables, panel, "rel", least), partial(_ends, panel))
 
-    return check
+
+def _ends(panel: str, rows: pd.DataFrame) -> Finding:
+    """Whether the distance is higher at a panel's largest x than at its least."""
+    if rows["x"].nunique() < 2:
+        return Finding(ABSENT, f"fewer than two points in panel {panel}")
+    return _ratio(rows, _point(panel, rows["x"].max()), _point(panel, rows["x"].min()), HIGHER)
 
 
 def _steady(panel: str, least: float) -> Callable[[Tables], Finding]:
-    def check(tables: Tables) -> Finding:
-        rows = _points(tables, panel, "abs", least)
-        if rows["x"].nunique() < 2:
-            return Finding(ABSENT, f"fewer than two points in panel {panel}")
-        found = _ratio(rows, _point(panel, rows["x"].max()), _point(panel, rows["x"].min()), HIGHER)
+    """Whether abs-FD hardly moves between the same two."""
+    def check(rows: pd.DataFrame) -> Finding:
+        found = _ends(panel, rows)
+        if found.verdict == ABSENT:
+            return found
         inside = found.low >= 1 / STEADY and found.high <= STEADY
         outside = found.low > STEADY or found.high < 1 / STEADY
         said = HOLDS if inside else FAILS if outside else OPEN
         return replace(found, verdict=said if found.training_seeds > 1 else OPEN)
 
-    return check
+    return lambda tables: _judged(_points(tables, panel, "abs", least), check)
 
 
 def _teacher(tables: Tables) -> Finding:
@@ -149,25 +160,28 @@ def _teacher(tables: Tables) -> Finding:
     table = tables.get("fig05_19_samples")
     if table is None or (table := table[table["run"] != "real"]).empty:
         return Finding(ABSENT, "Figures 5 to 19 have not been made")
-    teacher, finals = table.iloc[0], _finals(tables)
-    if finals is None or "GDD" not in set(finals["run"]):
-        return Finding(ABSENT, "no rows of GDD")
+    teacher, finals, seeds = table.iloc[0], _finals(tables), _seeds(tables)
     sampler = f"heun:{(teacher['nfe'] + 1) / 2:.0f}"
-    found, others = _beside(finals, pd.Series([teacher["distance"]])), {}
-    for judge, rows in _judges(tables):
-        theirs = rows[(rows["run"] == teacher["run"]) & (rows["sampler"] == sampler)]["distance"]
-        if theirs.empty or "GDD" not in set(rows["run"]):
-            continue
-        if judge in set(finals["metric"]):
-            found = _beside(finals, theirs)
-        else:
-            others[judge] = _beside(rows, theirs)
-    return _with_others(replace(found, here=f"{found.here} at NFE {teacher['nfe']:.0f}"), others)
+    theirs = seeds[(seeds["run"] == teacher["run"]) & (seeds["sampler"] == sampler) &
+                   (seeds["against"] == "data")].groupby("metric")["distance"]
+    ranges = dict(list(theirs))
+    first = finals["metric"].iloc[0] if len(finals) else ""
+    ranges.setdefault(first, pd.Series([teacher["distance"]]))
+
+    def check(rows: pd.DataFrame) -> Finding:
+        ours = rows[rows["run"] == "GDD"]
+        judge = None if ours.empty else ours["metric"].iloc[0]
+        if judge not in ranges:
+            return Finding(ABSENT, "no rows of GDD")
+        found = _beside(ours, ranges[judge])
+        return replace(found, here=f"{found.here} at NFE {teacher['nfe']:.0f}")
+
+    return _judged(finals.assign(sampler=""), check)
 
 
-def _beside(table: pd.DataFrame, teacher: pd.Series) -> Finding:
-    """GDD of a table beside its teacher's distances, one of each range of sampling seeds."""
-    row = intervals(table).set_index("run").loc["GDD"]
+def _beside(ours: pd.DataFrame, teacher: pd.Series) -> Finding:
+    """GDD's distances beside its teacher's, one of each range of sampling seeds."""
+    row = intervals(ours).iloc[0]
     mean, low, high = teacher.mean(), teacher.min(), teacher.max()
     said = HOLDS if row["high"] < low else FAILS if row["low"] > high else OPEN
     span = f" ({_number(low)} to {_number(high)})" if low < high else ""

@@ -16,9 +16,9 @@ def finals(**runs):
 
 
 def points(panel, kind, **values):
-    return [dict(panel=panel, kind=kind, x=float(x[1:]), training_seed=k, metric="FD", n=9,
-                 distance=d) for x, distances in values.items()
-            for k, d in enumerate(distances)]  # yapf: disable
+    return [dict(panel=panel, run=f"{panel}-{x}", sampler="", against="data", kind=kind,
+                 x=float(x[1:]), training_seed=k, metric="FD", n=9, distance=d)
+            for x, distances in values.items() for k, d in enumerate(distances)]  # yapf: disable
 
 
 def activations(peaks, extent=3.0, steps=9):
@@ -65,8 +65,8 @@ def test_the_papers_own_world():
 
 def judged(metric="Other", **runs):
     """What `make seeds` writes of a further judge, by run and training seed."""
-    rows = [dict(run=run.replace("_", "-"), training_seed=k, sampler=sampler, against="data",
-                 metric=metric, n=9, distance=d) for run, distances in runs.items()
+    rows = [dict(run=run.replace("_", "-"), training_seed=k, sampler=sampler, kind="abs",
+                 against="data", metric=metric, n=9, distance=d) for run, distances in runs.items()
             for sampler in ["heun:18" if run == "teacher" else "one-step"]
             for k, d in enumerate(distances)]  # yapf: disable
     return pd.DataFrame(rows)
@@ -87,8 +87,24 @@ def test_further_judges_speak_beside_the_first_that_decides(gdd, frozen, ahead):
     teacher = found.loc["2 teacher"]
     assert teacher["verdict"] == HOLDS
     assert f" at NFE 35; {ahead} by Other: GDD " in teacher["here"]
-    assert teacher["here"].endswith("teacher 9")
+    assert teacher["here"].endswith("teacher 9 at NFE 35")
     assert "Other" not in found["here"]["4 CD-I"]  # which it has not judged
+
+
+@pytest.mark.parametrize(("two", "four", "rel", "steady"), [([2.0, 2.1], [7.0, 8.0], HOLDS, FAILS),
+                                                            ([7.0, 7.5], [7.4, 7.6], OPEN, HOLDS),
+                                                            ([9.0, 9.9], [1.0, 1.1], FAILS, FAILS)])
+def test_further_judges_speak_of_steps(two, four, rel, steady):
+    """Of the points that Figure 2 shows, and of each kind by itself."""
+    kinds = points("A1", "rel", x2=two, x4=four) + points("A1", "abs", x2=two, x4=four)
+    unseen = points("A1", "rel", x8=[0.1, 0.1])  # no point of the figure
+    other = points("A1", "rel, disjoint seeds", x2=[1.0, 1.0], x4=[1.0, 1.0])
+    seeds = pd.DataFrame(kinds + unseen + other).drop(columns=["panel", "x"])
+    found = scorecard(tables() | {"seeds": seeds.assign(metric="Other")}).set_index("claim")
+    for key, said in (("1 steps, rel", rel), ("1 steps, abs", steady)):
+        assert found["verdict"][key] == HOLDS  # the first judge's
+        assert f"; {said} by Other: K = 4: " in found["here"][key]
+    assert "Other" not in found["here"]["1 sigma, rel"]
 
 
 @pytest.mark.parametrize(("teacher", "said"), [([1.2, 1.8], HOLDS), ([1.05, 1.95], OPEN),
