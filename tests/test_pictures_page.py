@@ -1,14 +1,18 @@
 """The tables of docs/pictures.md are what was measured of cifar10-16."""
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis import tables, verdicts
 
 PROFILE = "cifar10-16"
-PAGE = (Path(__file__).parents[1] / "docs" / "pictures.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE, FIGURES = (ROOT / "docs" / "pictures.md").read_text(), ROOT / "figures" / PROFILE
 JUDGES = ("FD10k[cifar10-classifier]", "FD10k[lite2@64]", "SWD10k")
+SAID = re.compile(r"; (holds|does not hold|not decided) by (\S+):")
 HALF, ALL = 51_200, 102_400  # images
 
 # by the first cell of a table's header: after how many images, and the run of each row's first
@@ -52,10 +56,14 @@ def spanned(values):
     return f"{number(mean)} ({number(low)} to {number(high)})"
 
 
+def lines(first):
+    """The rows of the first table whose header begins with a cell."""
+    return PAGE.split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+
+
 def shown(first):
-    """The rows of the first table whose header begins with a cell, by their own first cells."""
-    lines = PAGE.split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    """The further cells of a table's rows by the first of them."""
+    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines(first))
     return {cells[0]: cells[1:] for cells in rows}
 
 
@@ -79,6 +87,18 @@ def test_a_table_of_runs(first, measured):
     for title, run in runs.items():
         values = [by_seed(of.loc[(run, judge)]) for judge in JUDGES]
         assert found[title][-4:] == [str(len(values[0])), *map(spanned, values)], title
+
+
+def test_the_table_of_claims():
+    """Those that compare distances, by judge; the others' verdicts stand in the first's words."""
+    claims = pd.read_csv(FIGURES / "claims.csv")
+    expected = []
+    for row in claims[claims["training_seeds"] > 0].itertuples():
+        others = {judge: said for said, judge in SAID.findall(row.here)}
+        cells = [row.text, row.verdict, *(others.pop(judge) for judge in JUDGES[1:])]
+        assert not others
+        expected.append(f"| {' | '.join(cells)} |")
+    assert lines("the paper says") == expected
 
 
 def test_the_table_of_judges(measured):
