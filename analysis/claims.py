@@ -102,15 +102,11 @@ def _finals(tables: Tables) -> pd.DataFrame:
     measured = seeds[(seeds["kind"] == "abs") & (seeds["against"] == "data")]
     finals = _and_others(table[table["source"] == "final"],
                          measured.assign(run=measured["run"].replace(TITLES)))
-    return finals.assign(against="data", n=0, images=0)
+    return finals.assign(sampler="", against="data", n=0, images=0)
 
 
 def _finals_check(one: str, other: str, wanted: str) -> Callable[[Tables], Finding]:
-    def check(tables: Tables) -> Finding:
-        rows = _finals(tables).assign(sampler="")
-        return _judged(rows, lambda part: _ratio(part, one, other, wanted))
-
-    return check
+    return lambda tables: _judged(_finals(tables), lambda rows: _ratio(rows, one, other, wanted))
 
 
 def _points(tables: Tables, panel: str, kind: str, least: float) -> pd.DataFrame:
@@ -176,7 +172,7 @@ def _teacher(tables: Tables) -> Finding:
         found = _beside(ours, ranges[judge])
         return replace(found, here=f"{found.here} at NFE {teacher['nfe']:.0f}")
 
-    return _judged(finals.assign(sampler=""), check)
+    return _judged(finals, check)
 
 
 def _beside(ours: pd.DataFrame, teacher: pd.Series) -> Finding:
