@@ -26,9 +26,11 @@ TABLES = {
         "all but normalisation's weights": "gdd-norm-only",
         "what GDD-I trains": "gdd-inverse",
         "what GDD-I trains, at GDD's rate": "gdd-inverse-2e-4", }),
-    "Lite0's weights": (HALF, {
-        "of ImageNet, GDD-I": "gdd-i",
-        "random": "gdd-i-untrained", }),
+    "through": (HALF, {
+        "Lite0, GDD-I": "gdd-i",
+        "a classifier of CIFAR-10": "gdd-i-sibling",
+        "Lite0 and the classifier": "gdd-i-both",
+        "Lite0, random weights": "gdd-i-untrained", }),
     "start": (HALF, {
         "GDD, the full teacher": "gdd",
         "GDD, a tenth": "gdd-from-tenth",
