@@ -16,6 +16,7 @@ from gdd import __main__ as commands
 from gdd.config import Hardware
 from gdd.data.images import open_images
 from gdd.denoiser import Denoiser
+from gdd.discriminator import ProjectedDiscriminator
 from gdd.freezing import freeze
 from gdd.profiles import preset, profiles
 from gdd.profiles.paper import DEIT, LITE, LPIPS, TEACHERS, VGG
@@ -23,7 +24,7 @@ from gdd.sampling import generate
 from gdd.training import command
 from gdd.training.command import Train, parse, train
 from gdd.training.run import run
-from gdd.training.start import missing_files
+from gdd.training.start import missing_files, new_backbone, new_timm_backbone
 from gdd.weights import checkpoint
 from gdd.weights.download import expected_path
 
@@ -59,6 +60,31 @@ def test_profiles_are_the_papers_table(name):
     assert profile.config(preset(f"{name}-d2o")[1]) == replace(config, freeze="none")
     assert profile.config("cd").distance == profile.config("gdd+cd").distance == "lpips"
     assert profile.config("gdd@7") == replace(config, freeze="none", seed=7)
+
+
+def small_discriminators():
+    """Those that runs of the small profiles ask for, each once."""
+    asked = {}
+    for profile in (profile for name, profile in profiles().items() if name not in TABLE):
+        for name, config in profile.runs.items():
+            if config.adversarial:
+                heads = config.d_channels, config.d_head_sizes, config.d_head_widths
+                asked.setdefault((profile.name, config.backbones, config.d_image_size, heads),
+                                 pytest.param(profile, config, id=f"{profile.name}-{name}"))
+    return asked.values()
+
+
+@pytest.mark.parametrize(("profile", "config"), small_discriminators())
+def test_heads_fit_the_maps_of_backbones(profile, config):
+    backbones = [
+        new_backbone(profile, name) if name in profile.classifiers else new_timm_backbone(
+            name, config) for name in config.backbones]
+    widths = dict(zip(config.d_head_sizes, config.d_head_widths, strict=True))
+    discriminator = ProjectedDiscriminator(backbones, channels=config.d_channels,
+                                           head_widths=widths)
+    with torch.no_grad():
+        logits = discriminator(torch.zeros(2, *profile.shape))
+    assert [len(x) for x in logits] == [2] * len(backbones)
 
 
 def test_d2o_is_another_name_of_runs_not_of_files(tmp_path):

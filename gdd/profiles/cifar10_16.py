@@ -52,7 +52,9 @@ MORE = {
     "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
     "gdd-from-random": replace(SHORT, teacher="random"),
     "gdd-i-from-random": replace(SHORT_I, teacher="random"),
-    "gdd-i-224": replace(GDD_I, d_image_size=224, total_images=25_600), }
+    # maps of 112 to 14 want one convolution more: the paper's heads
+    "gdd-i-224": replace(GDD_I, d_image_size=224, total_images=25_600, d_head_sizes=(64, 32, 16, 8),
+                         d_head_widths=(64, 128, 256, 512)), }
 RUNS = {
     "teacher": TEACHER,
     "gdd": GDD,
