@@ -42,6 +42,9 @@ FREEZING = {
     "gdd-norm-only": "norm-only",
     "gdd-inverse": "inverse-gdd-i", }
 
+# the paper's image size, and its heads: maps of 112 to 14 pixels want one convolution more
+WIDE_I = replace(GDD_I, d_image_size=224, d_head_sizes=(64, 32, 16, 8),
+                 d_head_widths=(64, 128, 256, 512))
 MORE = {
     **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
     **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
@@ -52,9 +55,7 @@ MORE = {
     "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
     "gdd-from-random": replace(SHORT, teacher="random"),
     "gdd-i-from-random": replace(SHORT_I, teacher="random"),
-    # maps of 112 to 14 want one convolution more: the paper's heads
-    "gdd-i-224": replace(GDD_I, d_image_size=224, total_images=25_600, d_head_sizes=(64, 32, 16, 8),
-                         d_head_widths=(64, 128, 256, 512)), }
+    "gdd-i-224": replace(WIDE_I, total_images=25_600), }
 RUNS = {
     "teacher": TEACHER,
     "gdd": GDD,
