@@ -17,7 +17,8 @@ HALF, ALL = 51_200, 102_400  # images
 
 # by the first cell of a table's header: after how many images, and the run of each row's first
 TABLES = {
-    "run": (ALL, {"GDD": "gdd", "GDD-I": "gdd-i", "CD": "cd", "CD-I": "cd-i"}),
+    "run": (ALL, {"GDD": "gdd", "GDD-I": "gdd-i", "CD": "cd", "CD-I": "cd-i",
+                  "GDD + CD": "gdd+cd"}),
     "frozen": (HALF, {
         "nothing, GDD": "gdd",
         "convolutions, GDD-I": "gdd-i",
