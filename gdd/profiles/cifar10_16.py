@@ -42,9 +42,9 @@ FREEZING = {
     "gdd-norm-only": "norm-only",
     "gdd-inverse": "inverse-gdd-i", }
 
-# the paper's image size, and its heads: maps of 112 to 14 pixels want one convolution more
+# the paper's image size; maps of 112 to 14 pixels want one convolution more, in front of the others
 WIDE_I = replace(GDD_I, d_image_size=224, d_head_sizes=(64, 32, 16, 8),
-                 d_head_widths=(64, 128, 256, 512))
+                 d_head_widths=(32, *GDD_I.d_head_widths))
 MORE = {
     **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
     **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
