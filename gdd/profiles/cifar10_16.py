@@ -42,9 +42,10 @@ FREEZING = {
     "gdd-norm-only": "norm-only",
     "gdd-inverse": "inverse-gdd-i", }
 
-# the paper's image size; maps of 112 to 14 pixels want one convolution more, in front of the others
+# the paper's image size; maps of 112 to 14 pixels want one convolution more, in front of the others,
+# and R1, of the sum of 64 logits, not 4, is as strong against their mean with gamma / 16^2
 WIDE_I = replace(GDD_I, d_image_size=224, d_head_sizes=(64, 32, 16, 8),
-                 d_head_widths=(32, *GDD_I.d_head_widths))
+                 d_head_widths=(32, *GDD_I.d_head_widths), r1_gamma=GDD_I.r1_gamma / 16**2)
 MORE = {
     **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
     **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
