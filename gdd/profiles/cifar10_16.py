@@ -42,10 +42,11 @@ FREEZING = {
     "gdd-norm-only": "norm-only",
     "gdd-inverse": "inverse-gdd-i", }
 
-# the paper's image size; maps of 112 to 14 pixels want one convolution more, in front of the others,
-# and R1, of the sum of 64 logits, not 4, is as strong against their mean with gamma / 16^2
-WIDE_I = replace(GDD_I, d_image_size=224, d_head_sizes=(64, 32, 16, 8),
-                 d_head_widths=(32, *GDD_I.d_head_widths), r1_gamma=GDD_I.r1_gamma / 16**2)
+# the paper's image size. Maps of 112 to 14 pixels want one convolution more, before the others; R1,
+# of the sum of 64 logits, not 4, is as strong against their mean with gamma / 16^2
+GDD_I_224 = replace(GDD_I, d_image_size=224, d_head_sizes=(64, 32, 16, 8),
+                    d_head_widths=(32, *GDD_I.d_head_widths), r1_gamma=GDD_I.r1_gamma / 16**2,
+                    total_images=25_600)
 MORE = {
     **{name: replace(SHORT_I, backbones=seen) for name, seen in BACKBONES.items()},
     **{name: replace(SHORT_I, freeze=policy) for name, policy in FREEZING.items()},
@@ -56,7 +57,7 @@ MORE = {
     "gdd-i-from-tenth": replace(SHORT_I, teacher="teacher-tenth"),
     "gdd-from-random": replace(SHORT, teacher="random"),
     "gdd-i-from-random": replace(SHORT_I, teacher="random"),
-    "gdd-i-224": replace(WIDE_I, total_images=25_600), }
+    "gdd-i-224": GDD_I_224, }
 RUNS = {
     "teacher": TEACHER,
     "gdd": GDD,
