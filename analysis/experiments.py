@@ -141,8 +141,9 @@ def _cost(config: TrainConfig) -> float:
 
 def _train(name: str, profile_name: str) -> tuple[str, str]:
     """Train one run or classifier to its folder, in a process of its own; returns its name and a
-    line about it."""
-    from gdd.training.run import run as train_run  # takes seconds to import
+    line about it. Asked to stop, it saves a run's state first."""
+    from gdd.training.run import Stopped, asked_to_stop  # takes seconds to import
+    from gdd.training.run import run as train_run
 
     chosen = profile(profile_name)
     if name in chosen.classifiers:
@@ -161,12 +162,17 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
     judge = extractor(chosen.extractors[0], chosen, device())
     label, evaluate = evaluator(chosen, judge, chosen.n, config)
     hardware = replace(ONE_CPU, accelerator=device().partition(":")[0])  # type: ignore[arg-type]
-    train_run(run_folder(chosen, name), config, open_images(config.data), start.network,
-              start.backbones, distance=start.distance, dtype=torch.float16, evaluate=evaluate,
-              hardware=hardware,
-              keep=Keep(ticks=max(8, config.total_images // 100_000), snapshots=chosen.snapshots),
-              bar_position=(current_process()._identity or (1, ))[0] - 1,
-              provenance={"name": name, "digest": digest(chosen, name)})  # yapf: disable
+    try:
+        with asked_to_stop() as asked:
+            train_run(run_folder(chosen, name), config, open_images(config.data), start.network,
+                      start.backbones, distance=start.distance, dtype=torch.float16,
+                      evaluate=evaluate, hardware=hardware, asked=asked,
+                      keep=Keep(ticks=max(8, config.total_images // 100_000), snapshots=
+                                chosen.snapshots),
+                      bar_position=(current_process()._identity or (1, ))[0] - 1,
+                      provenance={"name": name, "digest": digest(chosen, name)})  # yapf: disable
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None  # in the parent, too
     seconds = time.monotonic() - begin
     trained = obtain(name, profile_name)
     last, frozen = trained.log.iloc[-1], freeze(trained.denoiser, config.freeze)

@@ -145,7 +145,7 @@ def main(args: Figures) -> None:
                               [run.strip() for run in args.runs.split(",") if run.strip()],
                               retrain=args.retrain)
     with on_interrupt(lambda: "stopped; finished runs and figures stay, and the same command makes "
-                      "the others, each run from its last tick"):
+                      "the others, each run from where it was"):
         if not args.list:
             anew = [*chosen.classifiers, *chosen.runs] if args.retrain else []
             experiments.train_missing(needed, args.profile, anew=anew)

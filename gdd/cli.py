@@ -3,8 +3,10 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from gdd.reading import quoted
 
 # characters of a message, so that its line stays below 500, and of its end, which says a way on
 _MOST, _END = 480, 150
+_GRACE = 60  # seconds
 # glibc's variables, their numbers in malloc.h, and bytes
 KEPT = {"MALLOC_MMAP_THRESHOLD_": (-3, 1 << 30), "MALLOC_TRIM_THRESHOLD_": (-1, 1 << 30)}
 
@@ -84,14 +87,23 @@ def on_interrupt(tell: Callable[[], str]) -> Iterator[None]:
 
 def end_with_parent() -> None:
     """Let this process, one of a pool, end when its parent is killed: else it would finish what it
-    does, unheard, keep the folder locked, and then wait for work forever."""
+    does, unheard, keep the folder locked, and then wait for work forever. What listens to SIGTERM,
+    as a training that saves its state, has `_GRACE` seconds."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def watch() -> None:
         parent.join()
+        deadline = time.monotonic() + _GRACE
+        if listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        while listening() and time.monotonic() < deadline:
+            time.sleep(0.02)
         os._exit(1)
+
+    def listening() -> bool:
+        return callable(signal.getsignal(signal.SIGTERM))
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patches_profile import write_data
 from PIL import Image
 from test_data import png
 
@@ -247,6 +248,45 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "everyone"), [
+    (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])  # yapf: disable
+def test_a_profiles_training_that_is_stopped_keeps_its_last_step(number, everyone, tmp_path):
+    """By a signal to the command alone, or as a terminal or batch system sends it, to its processes
+    too; long before the first tick."""
+    write_data(tmp_path / "patches.zip")
+    (tmp_path / "long.py").write_text(
+        "from dataclasses import replace\n"
+        "from patches_profile import PROFILE as SHORT\n"
+        "runs = SHORT.runs | {'edm': replace(SHORT.runs['edm'], total_images=10**7)}\n"
+        "PROFILE = replace(SHORT, name='long', runs=runs)\n")
+    own = {"GDD_RUNS": "runs", "GDD_FIGURES": "figures", "GDD_CACHE": "cache",
+           "PATCHES": "patches.zip"}  # yapf: disable
+    environment = os.environ | {name: str(tmp_path / place) for name, place in own.items()}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    words = ["--profile", str(tmp_path / "long.py"), "--seeds", "--runs", "edm"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "analysis.figures", *words], cwd=ROOT, env=environment,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # yapf: disable
+    begun = wait_for(lambda: [*(tmp_path / "runs").glob("*/edm-*/environment.json")], process)
+    time.sleep(1)
+    (os.killpg if everyone else os.kill)(process.pid, number)
+    said, _ = process.communicate(timeout=60)  # of the workers, too: they hold its output
+    state = begun[0].with_name("state.safetensors")
+    images = checkpoint.read_metadata(state)["images_seen"]
+    assert 0 < images < 10**7 / 8, said
+    assert "Traceback" not in said
+
+
+def wait_for(found, process):
+    deadline = time.monotonic() + 120
+    while not found() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found(), process.communicate()[0]
+    return found()
 
 
 def test_two_that_prepare_one_file_at_once_leave_a_whole_one(server, tmp_path):

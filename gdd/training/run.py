@@ -249,11 +249,11 @@ class Stopped(Exception):  # noqa: N818
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
     """A list that SIGTERM or SIGINT fills: the step in progress is finished, then the state saved.
-    A second one is a KeyboardInterrupt at once."""
+    A SIGINT after that is a KeyboardInterrupt at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
 
