@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = (ROOT / "docs" / "pictures.md").read_text(), ROOT / "figures" / PROFILE
 JUDGES = ("FD10k[cifar10-classifier]", "FD10k[lite2@64]", "SWD10k")
 SAID = re.compile(r"; (holds|does not hold|not decided) by (\S+):")
-HALF, ALL = 51_200, 102_400  # images
+QUARTER, HALF, ALL = 25_600, 51_200, 102_400  # images
 
 # by the first cell of a table's header: after how many images, and the run of each row's first
 TABLES = {
@@ -32,6 +32,7 @@ TABLES = {
         "a classifier of CIFAR-10": "gdd-i-sibling",
         "Lite0 and the classifier": "gdd-i-both",
         "Lite0, random weights": "gdd-i-untrained", }),
+    "looks at": (QUARTER, {"64 pixels, GDD-I": "gdd-i", "224 pixels": "gdd-i-224"}),
     "start": (HALF, {
         "GDD, the full teacher": "gdd",
         "GDD, a tenth": "gdd-from-tenth",
