@@ -162,13 +162,12 @@ def _train(name: str, profile_name: str) -> tuple[str, str]:
     judge = extractor(chosen.extractors[0], chosen, device())
     label, evaluate = evaluator(chosen, judge, chosen.n, config)
     hardware = replace(ONE_CPU, accelerator=device().partition(":")[0])  # type: ignore[arg-type]
+    keep = Keep(ticks=max(8, config.total_images // 100_000), snapshots=chosen.snapshots)
     try:
         with asked_to_stop() as asked:
             train_run(run_folder(chosen, name), config, open_images(config.data), start.network,
                       start.backbones, distance=start.distance, dtype=torch.float16,
-                      evaluate=evaluate, hardware=hardware, asked=asked,
-                      keep=Keep(ticks=max(8, config.total_images // 100_000), snapshots=
-                                chosen.snapshots),
+                      evaluate=evaluate, hardware=hardware, keep=keep, asked=asked,
                       bar_position=(current_process()._identity or (1, ))[0] - 1,
                       provenance={"name": name, "digest": digest(chosen, name)})  # yapf: disable
     except Stopped as stopped:
