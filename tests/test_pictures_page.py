@@ -82,6 +82,12 @@ def measured():
     return table[table["against"] == "data"]
 
 
+@pytest.fixture(scope="module")
+def last(measured):
+    of = measured[measured["images"].isin([ALL, 480_000])]
+    return of.set_index(["run", "sampler", "metric"])
+
+
 @pytest.mark.parametrize("first", TABLES)
 def test_a_table_of_runs(first, measured):
     images, runs = TABLES[first]
@@ -105,15 +111,27 @@ def test_the_table_of_claims():
     assert lines("the paper says") == expected
 
 
-def test_the_table_of_judges(measured):
+def test_the_table_of_judges(last):
     floors = tables.read("floor", PROFILE).set_index(["of", "metric"])
     found = list(shown("judge").values())
-    of = measured[measured["images"].isin([ALL, 480_000])].set_index(["run", "sampler", "metric"])
     for cells, judge in zip(found, JUDGES, strict=True):
-        teacher = list(of.loc[("teacher", "heun:18", judge)]["distance"])
-        students = [listed(by_seed(of.loc[(run, "one-step", judge)])) for run in ("gdd", "gdd-i")]
+        teacher = list(last.loc[("teacher", "heun:18", judge)]["distance"])
+        students = [listed(by_seed(last.loc[(run, "one-step", judge)])) for run in ("gdd", "gdd-i")]
         floor = number(floors.loc[("data", judge)]["distance"].mean())
         assert cells == [spanned(teacher), *students, floor], judge
+
+
+def test_the_table_of_classes(last):
+    runs = {
+        "none, teacher, 35 calls": ("teacher", "heun:18"),
+        "its class, teacher, 35 calls": ("cond-teacher", "heun:18"),
+        "none, GDD-I, one call": ("gdd-i", "one-step"),
+        "its class, GDD-I, one call": ("cond-gdd-i", "one-step"), }
+    found = shown("told")
+    assert list(found) == list(runs)
+    for title, run in runs.items():
+        values = [by_seed(last.loc[(*run, judge)]) for judge in JUDGES]
+        assert found[title] == [str(len(values[0])), *map(spanned, values)], title
 
 
 def test_the_table_of_images():
