@@ -66,7 +66,7 @@ def _check_names(statistic: str, parts: Sequence[str]) -> None:
 def measure(denoiser: "nn.Module", *, model: str = "model", seeds: Sequence[int] = range(256),
             images: "Tensor | None" = None, labels: "Tensor | None" = None, steps: int = 18,
             parts: Sequence[str] = ("conv1", ), pattern: str | Sequence[str] = "",
-            statistic: str = "mean_abs", batch_size: int = 256) -> "pd.DataFrame":
+            statistic: str = "mean_abs", batch_size: int = 128) -> "pd.DataFrame":
     """Tidy table, one row per (model, process, block, part, step, index): `value`, the statistic's
     mean over images, and `spread`, its standard deviation over them.
 

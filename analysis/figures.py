@@ -45,24 +45,25 @@ class Figure:
     judged: bool = False  # whether it takes distances of its runs' images
 
 
+# in the order in which they are made: those that measure longest first, since they share the cores
 FIGURES = {
+    "importance": Figure("importance", ("teacher", "gdd", "gdd-i"),
+                         {"n_images": 0, "steps": 18, "bands": 6, "percent": 0, "distance": 0}),
+    "fig03": Figure("fig03_activations", ("teacher", "gdd", "gdd-i"),
+                    {"run": "", "n_images": 0, "steps": 18, "statistic": "mean_abs",
+                     "part": "conv1"}),
+    "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
+    "editing": Figure("editing", ("teacher", "gdd-i", "k-step-4", "cond-gdd-i"),
+                      {"n_images": 0, "mask": "right", "steps": 50}, needs="gdd-i"),
+    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100},
+                    judged=True),
     "fig01": Figure("fig01_overview", ("gdd", "gdd-i", "cd"), {"policy": "gdd-i"}, needs="gdd"),
     "fig02": Figure("fig02_rel_fid", ("teacher", "gdd", "k-step-*", "two-step-*"),
                     {"seed_ranges": 0, "solver_steps": [2, 3, 4, 6, 9, 18]}, needs="gdd",
                     judged=True),
-    "fig03": Figure("fig03_activations", ("teacher", "gdd", "gdd-i"),
-                    {"run": "", "n_images": 0, "steps": 18, "statistic": "mean_abs",
-                     "part": "conv1"}),
     "fig04": Figure("fig04_consistency", ("gdd", "gdd-i", "gdd+cd", "cd", "cd-i"),
                     {"seed_ranges": 0}, needs="gdd", judged=True),
-    "fig05": Figure("fig05_19_samples", ("teacher", "gdd", "gdd-i", "cond-*"), {"n": 100},
-                    judged=True),
-    "spectrum": Figure("spectrum", ("teacher", "gdd", "gdd-i"), {"n_images": 0, "steps": 18}),
     "ablations": Figure("ablations", ("gdd", "gdd-i"), {}),
-    "editing": Figure("editing", ("teacher", "gdd-i", "k-step-4", "cond-gdd-i"),
-                      {"n_images": 0, "mask": "right", "steps": 50}, needs="gdd-i"),
-    "importance": Figure("importance", ("teacher", "gdd", "gdd-i"),
-                         {"n_images": 0, "steps": 18, "bands": 6, "percent": 0, "distance": 0}),
     "tables": Figure("tables", (), {}, after=("fig04", "fig05")),
 }  # yapf: disable
 

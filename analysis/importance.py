@@ -18,11 +18,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from analysis import tables
 from analysis.differences import mean_interval, rms
+from analysis.experiments import obtain
 from analysis.hooks import record
+from gdd.profiles import profile
+from gdd.samplers import sampler_of
 from gdd.sampling import Step, draw_latents, sigma_ladder, solve
+from gdd.training.start import digest
 
 BRANCHES = ("model.*.conv1", "model.*.proj")
+USUAL: dict[str, Any] = dict(n=0, steps=18, bands=6, factor=0.0, distance=None)  # in the figure
 COLUMNS = ["model", "branch", "depth", "band", "sigma_high", "sigma_low", "levels", "factor", "n",
            "value", "spread", "low", "high", "at_once", "magnitude", "apart", "fd"]  # yapf: disable
 
@@ -73,7 +79,7 @@ def split_ladder(steps: int, bands: int) -> list[range]:
 @torch.inference_mode()
 def measure(denoiser: Any, *, model: str, seeds: Sequence[int] = range(16), steps: int = 18,
             bands: int = 6, factor: float = 0.0, patterns: Sequence[str] = BRANCHES,
-            batch_size: int = 256,
+            batch_size: int = 128,
             distance: Callable[[Tensor], float] | None = None) -> pd.DataFrame:
     """A row per branch, in order of execution (`depth`), and band of noise levels: `value`, how far
     the image moves if the branch is scaled by `factor` at the levels of that band alone.
@@ -157,21 +163,56 @@ def _changed(denoiser: Any, along: Sequence[Step], labels: Tensor | None, ladder
     repeated = None if labels is None else labels.repeat(several)
     own = torch.eye(several, device=along[0].x.device).repeat_interleave(n, dim=1)
     factors = dict(zip(names, 1 + (factor - 1) * own, strict=True))  # each (branches * N,)
-    answers = []
+    answers, moved = [], []
     for step in along[span.start:span.stop]:
         with scaled(denoiser, factors):
-            x0_hat = denoiser(step.x.repeat(several, 1, 1, 1), step.sigma, repeated)
-        answers.append(rms(x0_hat.clamp(-1, 1), step.x0_hat.clamp(-1, 1).repeat(several, 1, 1, 1)))
+            answers.append(denoiser(step.x.repeat(several, 1, 1, 1), step.sigma, repeated))
+        own_way = step.x0_hat.clamp(-1, 1).repeat(several, 1, 1, 1)
+        moved.append(rms(answers[-1].clamp(-1, 1), own_way))
 
-    levels = set(ladder[span.start:span.stop].tolist())
+    # from the step before the band, whose corrector looks at the band's first level; what the
+    # network answers first is known
+    first, levels = max(span.start - 1, 0), set(ladder[span.start:span.stop].tolist())
+    known = iter([answers[0] if first == span.start else
+                  along[first].x0_hat.repeat(several, 1, 1, 1)])  # yapf: disable
 
     def denoise(x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        if (x0_hat := next(known, None)) is not None:
+            return x0_hat
         with scaled(denoiser, factors) if sigma in levels else nullcontext():
             return denoiser(x, sigma, labels)
 
-    # from the step before the band, whose corrector looks at the band's first level
-    first = max(span.start - 1, 0)
     state = (along[first].x / float(ladder[first])).repeat(several, 1, 1, 1)
     *_, last = solve(denoise, state, sigmas=ladder[first:], labels=repeated)
-    moved = torch.stack(answers).mean(dim=0).unflatten(0, (several, n))
-    return last.x.clamp(-1, 1).unflatten(0, (several, n)), moved
+    found = last.x.clamp(-1, 1), torch.stack(moved).mean(dim=0)
+    image, answer = (x.unflatten(0, (several, n)) for x in found)
+    return image, answer
+
+
+def branches(names: Sequence[str], profile_name: str, **options: Any) -> pd.DataFrame:
+    """`measured_branches` of the runs; where figures are made from what is measured before, and
+    with the usual options, those of branches.csv that are today's."""
+    known = tables.read("branches", profile_name)
+    before = not profile(profile_name).live and USUAL | options == USUAL
+    parts = []
+    for name in names:
+        rows = known[(known["run"] == name) & before]
+        parts.append(measured_branches(name, profile_name, **options) if rows.empty else rows)
+    return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
+
+
+def measured_branches(name: str, profile_name: str, **options: Any) -> pd.DataFrame:
+    """`measure` of a run of a profile, by one step or by EDM's solver of so many `steps`, at the
+    levels of so many `bands`; `n` images by one step, 0 being the profile's number, a sixteenth of
+    it by the solver; a `distance` is of one step's images."""
+    chosen, run, asked = profile(profile_name), obtain(name, profile_name), USUAL | options
+    n, steps, bands, factor, distance = asked.values()
+    n = n or chosen.n_activations
+    if sampler_of(run.config) == "one-step":
+        steps, bands = 1, 1
+    else:
+        n, distance = max(2, n // 16), None
+    table = measure(run.denoiser, model=name, seeds=range(n), steps=steps, bands=bands,
+                    factor=factor, distance=distance)
+    return (table if distance else table.drop(columns="fd")).assign(
+        run=name.partition("@")[0], training_seed=run.config.seed, digest=digest(chosen, name))

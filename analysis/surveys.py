@@ -5,6 +5,7 @@ curves.csv      what Figure 4's runs logged while they were trained
 snapshots.csv   the averages of students before the end of their training, by every judge
 memory.csv      how near their images are to the nearest training picture
 neighbours.csv  those that are nearest, beside that picture
+branches.csv    which blocks matter when
 floor.csv       what sampling noise alone amounts to
 A profile whose figures measure what is missing has seeds.csv, curves.csv and floor.csv.
 
@@ -25,6 +26,7 @@ from filelock import FileLock
 from analysis import measurements, tables
 from analysis.experiments import as_ready, obtain, train_missing
 from analysis.figures import FIGURES
+from analysis.importance import measured_branches
 from analysis.judges import judges, sharing, summaries
 from analysis.nearest import measured_neighbours, nearest_table
 from gdd.profiles import Profile, profile, require
@@ -116,6 +118,7 @@ def _parts(chosen: Profile) -> dict[str, tuple[Measure, list[Part]]]:
     return {  # what takes minutes first: figures of a run with all its distances need it
         "curves": curves,
         "neighbours": (measured_neighbours, first),
+        "branches": (measured_branches, [part for part in shown if "@" not in part[0]]),
         "seeds": (_seeds, seeds),
         "snapshots": (_snapshots, snapshots),
         # beside pictures that nobody trained on

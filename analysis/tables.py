@@ -15,7 +15,8 @@ from gdd.files import digest_of, write_atomically
 from gdd.profiles import Profile, profile
 from gdd.reading import open_regular, quoted
 
-MEASURED = ("seeds", "curves", "snapshots", "memory", "neighbours", "floor")  # by `make seeds`
+# by `make seeds`
+MEASURED = ("seeds", "curves", "snapshots", "memory", "neighbours", "branches", "floor")
 _MOST = 1 << 27  # bytes of a table
 
 

@@ -67,13 +67,16 @@ def test_skips_and_backbones_are_told_apart(network):
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def test_the_change_of_a_step_is_between_its_images(network):
-    table = frequencies.measure_steps(network, range(3), model="m", steps=4)
+def test_the_change_of_a_step_is_between_its_images(network, monkeypatch):
+    monkeypatch.setattr(frequencies, "BATCH", 2)
+    table, made = frequencies.measure_steps(network, range(3), model="m", steps=4)
     assert set(table["step"]) == {0, 1, 2, 3}
     assert table[table["step"] == 0]["change"].isna().all()
     latents, _ = draw_latents(range(3), (1, 8, 8))
     with torch.inference_mode():
-        images = [step.x0_hat for step in solve(network, latents, steps=4)]
+        *steps, last = solve(network, latents, steps=4)
+    torch.testing.assert_close(made, last.x, rtol=0, atol=1e-5)
+    images = [step.x0_hat for step in steps]
     for step in (1, 2, 3):
         rows = table[table["step"] == step]
         for column, x in (("x0", images[step]), ("change", images[step] - images[step - 1])):

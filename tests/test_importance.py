@@ -2,6 +2,7 @@
 network at some levels gives."""
 
 import copy
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from analysis import activations, importance, importance_plots
+from analysis import activations, figures, importance, importance_plots, tables
 from gdd.layers import UNetBlock
+from gdd.profiles import profile
 from gdd.sampling import draw_latents, heun, one_step, sigma_ladder
 
 CONV, ATTENTION = "model.dec.8x8_up.conv1", "model.dec.4x4_in0.proj"
@@ -263,3 +265,33 @@ def test_pictures_show_the_table():
     assert "+1.00 (mean of 6: +1.00 to +1.00) over 5 branches" in caption
     assert "GDD-I, n = 16, rank correlation with mean |a| +1.00 over 5 branches" in caption
     plt.close("all")
+
+
+@pytest.mark.parametrize(("live", "options", "wanted"), [
+    (True, {}, ["teacher", "gdd"]),
+    (False, {}, ["gdd"]),
+    (False, {"n": 0}, ["gdd"]),
+    (False, {"factor": 0.5}, ["teacher", "gdd"]),
+])  # yapf: disable
+def test_what_was_measured_before_is_read_and_the_rest_is_measured(measured, tmp_path, monkeypatch,
+                                                                   live, options, wanted):
+    desk, asked = profile("desk"), []
+
+    def measure(name, profile_name, **options):
+        asked.append((name, options))
+        stamped = dict(run=name, training_seed=0, digest=tables.stamp(desk, name))
+        return measured[1].drop(columns="fd").assign(model=name, **stamped)
+
+    monkeypatch.setattr(figures, "FIGURES_FOLDER", tmp_path)
+    monkeypatch.setattr(importance, "measured_branches", measure)
+    old = measure("gdd", "desk").assign(digest="of another recipe")
+    tables.write(pd.concat([measure("teacher", "desk"), old]), "branches", "desk")
+    asked.clear()
+    monkeypatch.setattr(importance, "profile", lambda _: replace(desk, live=live))
+    found = importance.branches(["teacher", "gdd"], "desk", **options)
+    assert asked == [(name, options) for name in wanted]
+    assert list(found.columns) == importance.COLUMNS
+    assert list(found["model"].unique()) == ["teacher", "gdd"]
+    for name in ("teacher", "gdd"):
+        rows = found[found["model"] == name].reset_index(drop=True)
+        pd.testing.assert_series_equal(rows["value"], measured[1]["value"], rtol=1e-3)

@@ -84,6 +84,9 @@ def test_a_profile_whose_figures_read_what_was_measured(tmp_path, monkeypatch):
     assert set(curves["training_seed"]) == {0, 1}
     assert set(curves["run"]) == {"gdd", "gdd-i", "cd", "cd-i", "gdd+cd"}
     assert near.groupby("run").size().to_dict() == {"edm": 8, "gdd": 8, "gdd-i": 8}
+    taken_out = pd.read_csv(folder / "branches.csv").groupby("run")
+    counted = taken_out[["levels", "n"]].mean().T.to_dict("list")
+    assert counted == {"edm": [3, 2], "gdd": [1, 8], "gdd-i": [1, 8]}
     before = {f: f.read_bytes() for f in folder.glob("*.csv")}
     # what has rows of today is neither trained nor measured, wherever its weights are
     (tmp_path / "runs" / "kept").rename(tmp_path / "elsewhere")
