@@ -54,8 +54,8 @@ def draw_method(frozen: Mapping[str, bool], share: float, *, ax: Axes | None = N
         _arrow(ax, (column - 0.58, 1), (column - 0.42, 1))
     if "affine" in frozen:
         _arrow(ax, (2, 0.38), (2, 0.72))
-        ax.text(1.5, 0.1, "noise level", ha="right", va="center", fontsize=6.5, color="#555555")
-        _arrow(ax, (1.5, 0.1), (1.58, 0.1))
+        ax.text(1.4, 0.1, "noise level", ha="right", va="center", fontsize=6.5, color="#555555")
+        _arrow(ax, (1.42, 0.1), (1.58, 0.1))
     if "skip" in frozen:  # from the block's input to the sum after conv1
         ax.plot([-0.5, -0.5, 0.59], [1, 1.9, 1.9], color="#444444", linewidth=0.8)
         ax.plot([1.41, 3.5, 3.5], [1.9, 1.9, 1.9], color="#444444", linewidth=0.8)
@@ -64,7 +64,7 @@ def draw_method(frozen: Mapping[str, bool], share: float, *, ax: Axes | None = N
     ax.plot([0.7, -0.4], [3.7, 2.95], color="#bbbbbb", linewidth=0.7)
     ax.plot([1.3, 6.4], [3.7, 2.95], color="#bbbbbb", linewidth=0.7)
     _box(ax, 4.55, -0.75, "", FROZEN, width=0.3, height=0.35)
-    ax.text(4.8, -0.75, f"frozen ({share:.1%} of the UNet)", fontsize=6.5, va="center")
+    ax.text(4.8, -0.75, f"frozen ({share:.2%} of the UNet)", fontsize=6.5, va="center")
     _box(ax, 2.55, -0.75, "", TRAINED, width=0.3, height=0.35)
     ax.text(2.8, -0.75, "trained", fontsize=6.5, va="center")
     ax.set(xlim=(-0.6, 6.6), ylim=(-1.1, 6.1))

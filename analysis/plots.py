@@ -14,7 +14,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 PAGE = 5.5  # inches, the width of a column of text
 # a reader with red-green blindness, or a grey printer, still tells these apart: they differ in
@@ -195,7 +194,8 @@ def plot_along(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 def plot_published(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Figure 1A: `fid` against `train_images_millions`, a point per row; a line joins the points of
-    one `method`. Rows with `own` True stand out. `label_published` writes the names."""
+    one `method`. Rows with `own` True stand out. `analysis.labels` writes the
+    names."""
     ax = ax or plt.gca()
     for own, rows in table.groupby("own"):
         color = COLORS["rel"] if own else COLORS["teacher"]
@@ -208,45 +208,6 @@ def plot_published(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     for _, rows in table.groupby("method", sort=False):
         ax.plot(rows["train_images_millions"], rows["fid"], color="#999999", linewidth=0.7)
     return ax
-
-
-def label_published(table: pd.DataFrame, *, ax: Axes) -> None:
-    """Each method's name beside its first point, where there is room; once the figure has its other
-    parts, whose layout decides where that is."""
-    ax.get_figure(root=True).canvas.draw()  # type: ignore[union-attr]
-    places = ax.transData.transform(table[["train_images_millions", "fid"]].to_numpy())
-    boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
-    for method, rows in table.groupby("method", sort=False):
-        first = rows.iloc[0]
-        point = first["train_images_millions"], first["fid"]
-        _label(ax, str(method), point, boxes, bold=bool(first["own"]))
-
-
-def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *,
-           bold: bool) -> None:
-    """Write beside a point where nothing of `boxes` is, and add the place to them; a line leads
-    there if it is not next to the point."""
-    sides = [(5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"),
-             (0, -5, "center", "top"), (5, 6, "left", "bottom"), (-5, 6, "right", "bottom"),
-             (5, -6, "left", "top"), (-5, -6, "right", "top")]  # yapf: disable
-    sides += [(3 * x, 3 * y, h, v) for x, y, h, v in sides[2:]]
-    renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore
-    frame = ax.get_window_extent(renderer)
-    for place, (x, y, horizontal, vertical) in enumerate(sides):
-        written = ax.annotate(text, point, (x, y), textcoords="offset points", ha=horizontal,
-                              va=vertical, fontsize=6.5, fontweight="bold" if bold else "normal",
-                              bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
-        box = written.get_window_extent(renderer)
-        inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 20 and box.y0 > frame.y0 + 4
-        if (inside and not any(box.overlaps(other) for other in boxes)) or place == len(sides) - 1:
-            break
-        written.remove()
-    if place >= 8:
-        leader = dict(arrowstyle="-", color="#999999", linewidth=0.5, shrinkA=0, shrinkB=2)
-        line = ax.annotate("", point, (x, y), textcoords="offset points", arrowprops=leader)
-        line.set_in_layout(False)
-    written.set_in_layout(False)  # else the axes would move, away from where there is room
-    boxes.append(box)
 
 
 def plot_images(images: np.ndarray, *, columns: int, ax: Axes | None = None) -> Axes:

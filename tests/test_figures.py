@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import activation_plots, figures, gallery, notebooks, plots
+from analysis import activation_plots, figures, gallery, labels, notebooks, plots, published
 from gdd.profiles import presets, profile, profiles
 from gdd.profiles.paper import TEACHERS
 
@@ -271,3 +271,18 @@ def test_distances_are_measured_before_notebooks_that_show_them(options, measure
     anew = bool(options.keys() & {"fresh", "retrain"})
     wanted = list(runs) if measured is None else names
     assert calls == ([("smoke", wanted, anew)] if wanted else [])
+
+
+def test_no_name_hides_another_or_a_point():
+    table = published.against_images()
+    figure, ax = plt.subplots(figsize=(4, 3))
+    plots.plot_published(table, ax=ax)
+    labels.label_published(table, ax=ax)
+    renderer = figure.canvas.get_renderer()
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in ax.texts
+             if text.get_text()}  # yapf: disable
+    assert set(boxes) == set(table["method"])
+    points = ax.transData.transform(table[["train_images_millions", "fid"]].to_numpy())
+    for name, box in boxes.items():
+        assert not [other for other, its in boxes.items() if other != name and box.overlaps(its)]
+        assert not any(box.contains(*point) for point in points)
