@@ -200,20 +200,23 @@ def _plot_scalar(table: pd.DataFrame, axes: Sequence[Axes], process: str) -> Non
 
 def describe(table: pd.DataFrame) -> str:
     """A caption: what was reduced how, over which images."""
-    counts = table.drop_duplicates("process").set_index("process")["n"]
+    models, what = list(table["model"].unique()), []
     inputs = {
         "sampling": "sampling from seeds 0 to {last}, n = {n}",
         "denoising": "denoising real images with noise added, n = {n}", }
-    what = "; ".join(inputs[process].format(n=n, last=n - 1) for process, n in counts.items())
+    for process, rows in table.groupby("process", sort=False):
+        n, some = rows["n"].iloc[0], list(rows["model"].unique())
+        who = f"{', '.join(some)} " if some != models else ""
+        what.append(who + inputs[str(process)].format(n=n, last=n - 1))
     steps, outputs = table["step"].nunique(), " and ".join(table["part"].unique())
     weights, span = ", EMA weights", ""
     if "all" in set(table["side"]):  # of a network that is not known here
         weights, span = "", " from sigma {1:.3g} to {0:.3g}".format(
             *table["sigma"].agg(["min", "max"]))
     return (
-        f"{', '.join(table['model'].unique())}{weights}: {table['statistic'].iloc[0]} of "
+        f"{', '.join(models)}{weights}: {table['statistic'].iloc[0]} of "
         f"each block's {outputs}, mean over images, at the {steps} levels of EDM's ladder{span} "
-        f"({what}). {DRAWN.get(table['statistic'].iloc[0], SCALAR)}")
+        f"({'; '.join(what)}). {DRAWN.get(table['statistic'].iloc[0], SCALAR)}")
 
 
 def _by_execution(index: pd.Index) -> pd.Index:
