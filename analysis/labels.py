@@ -1,6 +1,7 @@
 """Names beside the points of a scatter plot, where there is room: no name hides a point, a name or
 the line that leads to one."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,11 +28,11 @@ def label_published(table: pd.DataFrame, *, ax: Axes) -> None:
 
 def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *,
            bold: bool) -> None:
-    """Write beside a point where least of `boxes` is, the nearer the better, and add the place to
-    them; a line, which crosses none either, leads there if it is not next to the point."""
+    """Write beside a point where least of `boxes` is, inside the frame, the nearer the better, and
+    add the place to them; a line, which crosses none either, leads there from afar."""
     renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore
     frame, start = ax.get_window_extent(renderer), ax.transData.transform(point)
-    best: tuple[int, list[Bbox], Any] = (len(boxes) + 1, [], None)
+    best: tuple[float, list[Bbox], Any] = (math.inf, [], None)
     for place, (x, y) in enumerate(_around()):
         written = ax.annotate(text, point, (x, y), textcoords="offset points", ha=_side(
             x, "right", "left"), va=_side(y, "top", "bottom"), fontsize=6.5,
@@ -45,13 +46,13 @@ def _label(ax: Axes, text: str, point: tuple[float, float], boxes: list[Bbox], *
             taken += [Bbox([at - 1, at + 1]) for at in start + ways]
         inside = frame.x0 < box.x0 and box.x1 < frame.x1 + 20 and box.y0 > frame.y0 + 4
         hidden = sum(any(one.overlaps(other) for one in taken) for other in boxes)
-        if inside and hidden < best[0]:
-            if best[2]:
-                best[2].remove()
-            best = hidden, taken, written
-        else:
-            written.remove()
-        if not best[0]:
+        cost = hidden + (0 if inside else len(boxes))
+        worse = written if cost >= best[0] else best[2]
+        if worse:
+            worse.remove()
+        if worse is not written:
+            best = cost, taken, written
+        if not cost:
             break
     _, taken, written = best
     boxes += taken

@@ -194,8 +194,7 @@ def plot_along(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 def plot_published(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Figure 1A: `fid` against `train_images_millions`, a point per row; a line joins the points of
-    one `method`. Rows with `own` True stand out. `analysis.labels` writes the
-    names."""
+    one `method`. Rows with `own` True stand out. `analysis.labels` writes the names."""
     ax = ax or plt.gca()
     for own, rows in table.groupby("own"):
         color = COLORS["rel"] if own else COLORS["teacher"]
