@@ -94,7 +94,7 @@ class Figures:
     """Notebooks at once; default: one a core."""
     fresh: bool = False
     """Execute notebooks of which nothing has changed, too; distances that are measured within
-    minutes are measured anew, else they come from figures/PROFILE/seeds.csv."""
+    minutes are measured anew, else they and importance are what `make seeds` has measured."""
     redraw: bool = False
     """Draw again from the csv files that are there, in seconds; nothing is measured."""
     list: bool = False

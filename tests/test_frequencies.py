@@ -67,6 +67,14 @@ def test_skips_and_backbones_are_told_apart(network):
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
+def test_batches_change_no_share(network, monkeypatch):
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    whole = frequencies.measure_blocks(network, images, [80.0, 0.5], model="m")
+    monkeypatch.setattr(frequencies, "BATCH", 2)
+    parts = frequencies.measure_blocks(network, images, [80.0, 0.5], model="m")
+    pd.testing.assert_frame_equal(parts, whole, rtol=1e-4)
+
+
 def test_the_change_of_a_step_is_between_its_images(network, monkeypatch):
     monkeypatch.setattr(frequencies, "BATCH", 2)
     table, made = frequencies.measure_steps(network, range(3), model="m", steps=4)
